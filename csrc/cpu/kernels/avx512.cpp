@@ -1,0 +1,15 @@
+// The kernels for the level 'avx512'.
+#if defined(__x86_64__)
+#include "cpu/kernels/kernels.h"
+
+#define TORCHINTRO_LEVEL avx512
+#define TORCHINTRO_VECTOR_BYTES 64
+#define TORCHINTRO_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+
+// clang-format off: each needs the ones before
+#include "cpu/kernels/simd.h"
+#include "cpu/kernels/few_outputs_impl.h"
+#include "cpu/kernels/residual_impl.h"
+#include "cpu/kernels/level_table.h"
+// clang-format on
+#endif

@@ -1,0 +1,33 @@
+#include "cpu/kernels/kernels.h"
+
+#include "cpu/kernels/level.h"
+
+namespace torchintro::cpu {
+
+namespace baseline {
+Kernels find(DType input, DType target);
+}
+#if defined(__x86_64__)
+namespace avx2 {
+Kernels find(DType input, DType target);
+}
+namespace avx512 {
+Kernels find(DType input, DType target);
+}
+#endif
+
+Kernels find_kernels(DType input, DType target) {
+#if defined(__x86_64__)
+  switch (active_level()) {
+    case Level::Avx512:
+      return avx512::find(input, target);
+    case Level::Avx2:
+      return avx2::find(input, target);
+    case Level::Baseline:
+      break;
+  }
+#endif
+  return baseline::find(input, target);
+}
+
+} // namespace torchintro::cpu

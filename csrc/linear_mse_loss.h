@@ -1,0 +1,106 @@
+// linear_mse_loss: a linear layer and the mean squared error as one operator.
+//
+//   prediction P = X W' + b          X: input (*, D)   W: linear_weight (O, D)   b: linear_bias (O)
+//   residual   R = P - T             T: target (*, O)
+//   loss       L = s * sum(V * R^2)  V: weight, 1 where none is given
+//              s = 1 for "sum"; 1 / (N O), or 1 / sum(V) with a weight, for "mean"
+//
+//   With G = 2 s V * R, of the shape of P:
+//   dL/dX = G W      dL/dW = G' X      dL/dT = -G      dL/db = sum of G over the rows
+//
+// N is the number of rows, the product of the leading sizes; a weight is given per element, (*, O), or per row, (*),
+// and then counts for each of the row's O elements.
+//
+// Two operators. The public one returns the loss. `_linear_mse_loss_grads` returns the loss and, from the same pass over
+// X, the gradients that output_mask asks for; autograd calls it in the forward pass and only scales in the backward pass.
+//
+// This file is the contract: every dispatch key's file includes it, and nothing here depends on a backend.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+namespace torchintro {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// Positions in output_mask and in the tuple of gradients: the schema's order.
+enum Gradient : size_t { kInput = 0, kLinearWeight = 1, kTarget = 2, kLinearBias = 3 };
+using GradientMask = std::array<bool, 4>;
+
+// The loss, then the gradients in the order of `Gradient`; those not asked for are nullopt.
+using LossAndGradients = std::tuple<at::Tensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
+
+enum class Reduction { None, Mean, Sum };
+
+inline constexpr const char* kOperator = "linear_mse_loss";
+inline constexpr const char* kGradsOperator = "_linear_mse_loss_grads";
+
+// Raises ValueError, TypeError or RuntimeError, with the argument, what was expected and what came, unless the call is
+// well formed; returns the parsed reduction. First statement of every entry point, so that no backend words it differently.
+Reduction check_inputs(
+    const char* op,
+    const at::Tensor& input,
+    const at::Tensor& linear_weight,
+    const at::Tensor& target,
+    const OptionalTensor& linear_bias,
+    const OptionalTensor& weight,
+    std::string_view reduction);
+
+// The same for `_linear_mse_loss_grads`, which has no gradients for "none" and none for a bias that is not there.
+Reduction check_grads_inputs(
+    const at::Tensor& input,
+    const at::Tensor& linear_weight,
+    const at::Tensor& target,
+    const OptionalTensor& linear_bias,
+    const OptionalTensor& weight,
+    std::string_view reduction,
+    const GradientMask& output_mask);
+
+// N: the product of input's leading sizes.
+c10::SymInt row_count(const at::Tensor& input);
+
+// The operator in differentiable ATen operators: for what a fused kernel cannot see through (forward-mode tangents,
+// functorch transforms, tensor subclasses) and for devices without kernels of ours. Takes checked arguments.
+at::Tensor decomposed_loss(
+    const at::Tensor& input,
+    const at::Tensor& linear_weight,
+    const at::Tensor& target,
+    const OptionalTensor& linear_bias,
+    const OptionalTensor& weight,
+    Reduction reduction);
+
+// The gradients in differentiable ATen operators, times `grad_output` where it is defined: for double backward and for
+// `_linear_mse_loss_grads` where there is no kernel. Not defined for Reduction::None. Takes checked arguments.
+std::array<at::Tensor, 4> decomposed_gradients(
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const at::Tensor& linear_weight,
+    const at::Tensor& target,
+    const OptionalTensor& linear_bias,
+    const OptionalTensor& weight,
+    Reduction reduction,
+    const GradientMask& output_mask);
+
+// float16 has five exponent bits: a gradient of the mean over many elements, or of the sum over many rows, leaves its
+// range before the upstream gradient (a loss scale, say) could bring it back. So `_linear_mse_loss_grads` returns a float16
+// gradient divided by the unit below, which keeps it at a size that neither N nor O moves, and the backward pass multiplies
+// by unit * upstream in float32. For all other dtypes the unit is 1 and the gradient is the gradient.
+inline bool has_gradient_unit(at::ScalarType dtype) {
+  return dtype == at::kHalf;
+}
+
+template <typename Count, typename Real>
+Real gradient_unit(Gradient gradient, Reduction reduction, const Count& rows, const Count& outputs) {
+  const bool per_row = gradient == kInput || gradient == kTarget;
+  if (reduction == Reduction::Mean) {
+    return Real(1.0) / Real(per_row ? rows * outputs : outputs);
+  }
+  return per_row ? Real(1.0) : Real(rows);
+}
+
+} // namespace torchintro

@@ -1,0 +1,97 @@
+#include "many_outputs.h"
+
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/div.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+
+namespace torchintro {
+namespace {
+
+// out = alpha * a b + beta * out
+void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b, double alpha, double beta) {
+  if (alpha == 1.0 && beta == 0.0) {
+    at::mm_out(out, a, b);
+  } else {
+    at::addmm_out(out, out, a, b, beta, alpha);
+  }
+}
+
+} // namespace
+
+std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
+    const Problem& p,
+    int64_t chunk_rows,
+    ResidualStep residual_step) {
+  auto gradients = empty_gradients(p);
+  const auto options = p.input.options();
+  const auto sum_options = options.dtype(at::kDouble);
+  chunk_rows = std::min(chunk_rows, p.rows);
+  const bool one_chunk = chunk_rows == p.rows;
+
+  // Chunks of a 16-bit gradient are added in float32, so that the sum is rounded once.
+  const bool wide_sum = !one_chunk && p.mask[kLinearWeight] && options.dtype().itemsize() == 2;
+  at::Tensor weight_gradient = gradients[kLinearWeight];
+  at::Tensor weight_gradient_sum;
+  if (wide_sum) {
+    weight_gradient_sum = at::zeros_like(weight_gradient, at::kFloat);
+  }
+
+  auto loss_sum = at::zeros({}, sum_options);
+  const auto bias_sum = p.mask[kLinearBias] ? at::zeros({p.out_features}, sum_options) : at::Tensor();
+  auto prediction_buffer = at::empty({chunk_rows, p.out_features}, options);
+  const auto weight_transposed = p.linear_weight.t();
+
+  for (int64_t begin = 0; begin < p.rows; begin += chunk_rows) {
+    const int64_t count = std::min(chunk_rows, p.rows - begin);
+    const auto chunk_of = [&](const at::Tensor& tensor) {
+      return one_chunk || !tensor.defined() ? tensor : tensor.narrow(0, begin, count);
+    };
+    const auto input = chunk_of(p.input);
+    auto prediction = prediction_buffer.narrow(0, 0, count);
+    if (p.linear_bias.defined()) {
+      at::addmm_out(prediction, p.linear_bias, input, weight_transposed);
+    } else {
+      at::mm_out(prediction, input, weight_transposed);
+    }
+    residual_step(
+        p,
+        {prediction,
+         chunk_of(p.target),
+         chunk_of(p.weight),
+         chunk_of(gradients[kTarget]),
+         loss_sum,
+         bias_sum,
+         p.mask[kInput] || p.mask[kLinearWeight]});
+    if (p.mask[kInput]) {
+      auto out = chunk_of(gradients[kInput]);
+      product(out, prediction, p.linear_weight, 1.0, 0.0);
+    }
+    if (p.mask[kLinearWeight]) {
+      const double beta = wide_sum || begin == 0 ? 0.0 : 1.0;
+      product(weight_gradient, prediction.t(), input, p.weight_gradient_factor, beta);
+      if (wide_sum) {
+        weight_gradient_sum.add_(weight_gradient);
+      }
+    }
+  }
+
+  if (wide_sum) {
+    weight_gradient.copy_(weight_gradient_sum);
+  }
+  if (p.mask[kLinearBias]) {
+    gradients[kLinearBias].copy_(bias_sum.mul_(p.weight_gradient_factor));
+  }
+  loss_sum.mul_(p.loss_factor);
+  if (p.weight_sum.defined()) {
+    loss_sum.div_(p.weight_sum);
+  }
+  return {loss_sum.to(p.target.scalar_type()), gradients};
+}
+
+} // namespace torchintro

@@ -1,0 +1,108 @@
+#include "problem.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/sum.h>
+
+#include <limits>
+
+namespace torchintro {
+namespace {
+
+at::Tensor as_matrix(const at::Tensor& tensor, int64_t rows, int64_t columns) {
+  return tensor.dim() == 2 ? tensor : tensor.reshape({rows, columns});
+}
+
+} // namespace
+
+Problem make_problem(
+    const at::Tensor& input,
+    const at::Tensor& linear_weight,
+    const at::Tensor& target,
+    const OptionalTensor& linear_bias,
+    const OptionalTensor& weight,
+    Reduction reduction,
+    const GradientMask& mask) {
+  Problem p;
+  p.in_features = linear_weight.size(1);
+  p.out_features = linear_weight.size(0);
+  p.rows = row_count(input).expect_int();
+  p.input = as_matrix(input, p.rows, p.in_features);
+  p.linear_weight = linear_weight;
+  p.target = as_matrix(target, p.rows, p.out_features);
+  if (linear_bias) {
+    p.linear_bias = *linear_bias;
+  }
+  if (weight) {
+    p.weight = weight->dim() == target.dim()
+        ? as_matrix(*weight, p.rows, p.out_features)
+        : weight->reshape({p.rows, 1}).expand({p.rows, p.out_features});
+  }
+  p.reduction = reduction;
+  p.mask = mask;
+
+  const bool mean = reduction == Reduction::Mean;
+  const double count = static_cast<double>(p.rows) * static_cast<double>(p.out_features);
+  if (mean && weight) {
+    p.weight_sum = at::sum(p.weight, at::kDouble);
+  }
+  p.loss_factor = mean && !weight ? 1.0 / count : 1.0;
+
+  const auto unit = [&](const at::Tensor& of, Gradient gradient) {
+    return has_gradient_unit(of.scalar_type())
+        ? gradient_unit<double, double>(
+              gradient, reduction, static_cast<double>(p.rows), static_cast<double>(p.out_features))
+        : 1.0;
+  };
+  p.residual_factor = 2.0 * p.loss_factor / unit(input, kInput);
+  p.weight_gradient_factor = unit(input, kInput) / unit(input, kLinearWeight);
+  p.target_gradient_factor = -unit(input, kInput) / unit(target, kTarget);
+  return p;
+}
+
+std::array<at::Tensor, 4> empty_gradients(const Problem& p) {
+  std::array<at::Tensor, 4> gradients;
+  const auto options = p.input.options();
+  if (p.mask[kInput]) {
+    gradients[kInput] = at::empty({p.rows, p.in_features}, options);
+  }
+  if (p.mask[kLinearWeight]) {
+    gradients[kLinearWeight] = at::empty({p.out_features, p.in_features}, options);
+  }
+  if (p.mask[kTarget]) {
+    gradients[kTarget] = at::empty({p.rows, p.out_features}, p.target.options());
+  }
+  if (p.mask[kLinearBias]) {
+    gradients[kLinearBias] = at::empty({p.out_features}, options);
+  }
+  return gradients;
+}
+
+at::Tensor loss_of_nothing(const Problem& p) {
+  const double value = p.reduction == Reduction::Mean ? std::numeric_limits<double>::quiet_NaN() : 0.0;
+  return at::full({}, value, p.target.options());
+}
+
+LossAndGradients unflatten(
+    const at::Tensor& loss,
+    const std::array<at::Tensor, 4>& gradients,
+    const at::Tensor& input,
+    const at::Tensor& target) {
+  const auto shaped = [](const at::Tensor& gradient, const at::Tensor& like) -> OptionalTensor {
+    if (!gradient.defined()) {
+      return std::nullopt;
+    }
+    return gradient.dim() == like.dim() ? gradient : gradient.view(like.sizes());
+  };
+  const auto plain = [](const at::Tensor& gradient) -> OptionalTensor {
+    return gradient.defined() ? OptionalTensor(gradient) : std::nullopt;
+  };
+  return {
+      loss,
+      shaped(gradients[kInput], input),
+      plain(gradients[kLinearWeight]),
+      shaped(gradients[kTarget], target),
+      plain(gradients[kLinearBias])};
+}
+
+} // namespace torchintro

@@ -1,0 +1,65 @@
+"""Loads the operator library, after making sure that it fits the torch that runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+__all__ = ["library_path"]
+
+_BUILD = "pip install --no-build-isolation --force-reinstall --no-deps torchintro"
+
+
+def library_path() -> Path:
+    """Return the shared library that defines the operators.
+
+    It holds no Python symbols: a C++ program links or ``dlopen``s it to call ``torchintro::linear_mse_loss`` or to run
+    a TorchScript module that does.
+
+    Raises:
+        ImportError: The package has not been built.
+    """
+    found = sorted(Path(__file__).parent.glob("_ops*.so"))
+    if not found:
+        raise ImportError(
+            "torchintro: the operator library is not built; in a source checkout run "
+            "`pip install --no-build-isolation -e .`"
+        )
+    return found[0]
+
+
+def _release(version: str) -> str:
+    return version.split("+")[0]
+
+
+def _check_build(built_torch: str, built_cuda: str) -> None:
+    """Raise ImportError if the library was built against another torch than the one imported."""
+    if _release(built_torch) != _release(torch.__version__):
+        raise ImportError(
+            f"torchintro: built for torch {built_torch}, but torch {torch.__version__} is running; rebuild it with "
+            f"`{_BUILD}` (or install torch {_release(built_torch)})"
+        )
+    running_cuda = torch.version.cuda or ""
+    if built_cuda and built_cuda.split(".")[0] != running_cuda.split(".")[0]:
+        raise ImportError(
+            f"torchintro: built for CUDA {built_cuda}, but this torch has {'CUDA ' + running_cuda if running_cuda else 'no CUDA'}; "
+            f"rebuild it with `{_BUILD}`"
+        )
+
+
+def _load() -> None:
+    path = library_path()
+    try:
+        from . import _C
+    except ImportError as error:
+        raise ImportError(f"torchintro: its build is incomplete ({error}); rebuild it with `{_BUILD}`") from error
+    info = _C.build_info()
+    _check_build(info["torch"], info["cuda"])
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise ImportError(f"torchintro: {path.name} does not load ({error}); rebuild it with `{_BUILD}`") from error
+
+
+_load()

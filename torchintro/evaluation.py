@@ -1,0 +1,135 @@
+"""The quality of a regression model on given rows: :func:`evaluate`."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks
+from .training import ArrayLike
+
+__all__ = ["evaluate", "predict"]
+
+# Rows whose features, predictions and errors exist at one time; a chunk of 64 float32 features is 4 MiB.
+_CHUNK_ROWS = 16384
+
+
+def evaluate(model: nn.Module, X: ArrayLike, y: ArrayLike) -> dict[str, float]:
+    """Measure how well a model predicts ``y`` from ``X``.
+
+    Equivalent to scikit-learn's ``mean_squared_error``, its root, ``mean_absolute_error`` and ``r2_score`` of
+    ``model(X)``. The model runs in evaluation mode without gradients and is left in the mode it was in; sums are
+    accumulated in float64, some thousand rows at a time.
+
+    Args:
+        model: Any module that turns ``(N, ...)`` features into predictions of the shape of ``y``.
+        X: Features, ``N`` rows; converted to the dtype and device of the model's parameters.
+        y: Targets ``(N, out_features)`` or whatever shape the model predicts.
+
+    Returns:
+        ``mse``; ``rmse``, the root of mse, in the units of ``y``; ``mae``; and ``r2``, the share of the variance
+        explained, averaged over the targets (NaN for a single row; a constant target counts 1 if it is predicted
+        exactly, otherwise 0, as in scikit-learn).
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: An argument has a wrong value or the prediction's shape is not that of ``y``.
+
+    Example:
+        >>> evaluate(nn.Identity(), torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))["mse"]
+        2.0
+    """
+    features, targets = _checks.tensor("evaluate", "X", X), _checks.tensor("evaluate", "y", y)
+    for name, value in (("X", features), ("y", targets)):
+        if value.dim() == 0 or value.shape[0] == 0:
+            raise ValueError(f"evaluate: {name} must have at least one row, but got shape {tuple(value.shape)}")
+        _checks.check_finite("evaluate", name, value)
+    rows = features.shape[0]
+    if targets.shape[0] != rows:
+        raise ValueError(f"evaluate: y must have {rows} rows, as X has, but got shape {tuple(targets.shape)}")
+
+    columns = targets.reshape(rows, -1)
+    mean = sum((chunk.double().sum(0) for chunk in torch.split(columns, _CHUNK_ROWS)), start=torch.zeros(())) / rows
+    squared, absolute, spread = (torch.zeros(columns.shape[1], dtype=torch.float64) for _ in range(3))
+    start = 0
+    with _predictor("evaluate", model, features) as predict_chunk:
+        for chunk in torch.split(features, _CHUNK_ROWS):
+            prediction = predict_chunk(chunk)
+            stop = start + chunk.shape[0]
+            if prediction.shape != targets[start:stop].shape:
+                expected = (rows, *prediction.shape[1:])
+                hint = ": use y.unsqueeze(-1)" if expected == (*targets.shape, 1) else ""
+                raise ValueError(
+                    f"evaluate: y must have shape {expected}, the prediction's, but got {tuple(targets.shape)}{hint}"
+                )
+            target = columns[start:stop].to(device=prediction.device, dtype=torch.float64)
+            error = prediction.double().reshape(target.shape) - target
+            squared += error.square().sum(0).cpu()
+            absolute += error.abs().sum(0).cpu()
+            spread += (target - mean.to(target.device)).square().sum(0).cpu()
+            start = stop
+
+    # By comparison, because the rounding of the mean gives a constant column a spread.
+    varies = (columns.amin(0) != columns.amax(0)).cpu()
+    r2_by_target = torch.where(varies & (squared > 0), 1 - squared / spread, (squared == 0).double())
+    mse = squared.mean().item() / rows
+    r2 = r2_by_target.mean().item() if rows > 1 else math.nan
+    return {"mse": mse, "rmse": math.sqrt(mse), "mae": absolute.mean().item() / rows, "r2": r2}
+
+
+def predict(model: nn.Module, X: ArrayLike) -> Tensor:
+    """Apply a model to rows in evaluation mode, without gradients, some thousand rows at a time.
+
+    Equivalent to ``model(X)`` under ``model.eval()`` and ``torch.no_grad()``.
+
+    Args:
+        model: Any module that takes ``(N, ...)`` features.
+        X: Features, ``N`` rows; converted to the dtype and device of the model's parameters.
+
+    Returns:
+        The predictions, on the CPU.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: ``X`` has no rows.
+
+    Example:
+        >>> predict(nn.Identity(), torch.ones(1, 2))
+        tensor([[1., 1.]])
+    """
+    features = _checks.tensor("predict", "X", X)
+    if features.dim() == 0 or features.shape[0] == 0:
+        raise ValueError(f"predict: X must have at least one row, but got shape {tuple(features.shape)}")
+    with _predictor("predict", model, features) as predict_chunk:
+        return torch.cat([predict_chunk(chunk).cpu() for chunk in torch.split(features, _CHUNK_ROWS)])
+
+
+@contextlib.contextmanager
+def _predictor(function: str, model: object, X: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Give a function that applies the model, in evaluation mode without gradients, to rows like those of ``X``."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}: model must be an nn.Module, but got {type(model).__name__}")
+    held = next((t for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()), None)
+    dtype = held.dtype if held is not None else X.dtype if X.is_floating_point() else torch.get_default_dtype()
+    device = X.device if held is None else held.device
+
+    def predict_chunk(chunk: Tensor) -> Tensor:
+        prediction = model(chunk.to(device=device, dtype=dtype))
+        if not isinstance(prediction, Tensor):
+            raise TypeError(f"{function}: model must return a tensor, but returned {type(prediction).__name__}")
+        return prediction
+
+    # Each submodule's own mode, because a frozen part of a model may be in evaluation mode while the rest trains.
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield predict_chunk
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,59 @@
+"""The operator as a function."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from . import _library as _library  # defines torch.ops.torchintro
+
+__all__ = ["linear_mse_loss"]
+
+
+# Optional[...] rather than `| None`: TorchScript compiles this function and reads its annotations.
+def linear_mse_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Optional[Tensor] = None,  # noqa: UP045
+    weight: Optional[Tensor] = None,  # noqa: UP045
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Compute the mean squared error of a linear layer, and in training its gradients, in one pass over ``input``.
+
+    Equal to ``F.mse_loss(F.linear(input, linear_weight, linear_bias), target, reduction=reduction)``, without the
+    prediction ever being stored. The gradients of :math:`s \sum v (x W^\top + b - t)^2` are computed in the forward pass;
+    the backward pass scales them.
+
+    Args:
+        input: :math:`(*, D)`, D = ``in_features``; any leading shape, any strides. float64, float32, bfloat16 or float16.
+        linear_weight: :math:`(O, D)`, O = ``out_features``; ``input``'s dtype.
+        target: :math:`(*, O)`, the prediction's shape: nothing is broadcast. ``input``'s dtype, or float32 for a 16-bit
+            ``input``; the loss has the dtype of ``target``.
+        linear_bias: :math:`(O,)`, or None.
+        weight: How much each error counts: :math:`(*, O)` per element or :math:`(*)` per row, ``target``'s dtype; takes
+            no gradient.
+        reduction: ``"mean"`` (over the elements; weighted, divided by the sum of the weights over all elements),
+            ``"sum"``, or ``"none"`` (the squared errors, not fused: they are as large as the prediction).
+
+    Returns:
+        The loss: a 0-dim tensor, or of ``target``'s shape for ``reduction="none"``. Differentiable in ``input``,
+        ``linear_weight``, ``target`` and ``linear_bias``, any number of times; only gradients asked for are computed.
+
+    Raises:
+        ValueError: A shape, a device or ``reduction`` is wrong, or ``weight`` requires a gradient.
+        TypeError: A dtype or layout is not supported, or dtypes are mixed.
+
+    Example:
+        >>> x, w, t = torch.ones(4, 3), torch.zeros(1, 3, requires_grad=True), torch.ones(4, 1)
+        >>> loss = linear_mse_loss(x, w, t)
+        >>> loss.backward()
+        >>> loss.item(), w.grad
+        (1.0, tensor([[-2., -2., -2.]]))
+    """
+    return torch.ops.torchintro.linear_mse_loss(
+        input, linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction
+    )

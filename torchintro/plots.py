@@ -1,0 +1,96 @@
+"""Two plots as PNG files: the loss by epoch and the loss against the learning rate. Matplotlib, without a display."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["plot_loss_by_epoch", "plot_loss_by_lr"]
+
+
+def plot_loss_by_epoch(path: str | Path, losses: Mapping[str, Sequence[float]], *, title: str = "Training") -> Path:
+    """Draw one line per series of losses, on a logarithmic scale where all losses are positive.
+
+    Args:
+        path: The PNG file.
+        losses: The losses of the epochs 1, 2, ... by the name of the series.
+        title: What is written above.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+
+    Example:
+        >>> plot_loss_by_epoch("loss.png", {"training": result.losses.tolist()})  # doctest: +SKIP
+    """
+    figure, axes = _figure(title, "epoch")
+    for name, series in losses.items():
+        axes.plot(range(1, len(series) + 1), series, label=name)
+    if all(loss > 0 for series in losses.values() for loss in series):
+        axes.set_yscale("log")
+    axes.legend()
+    return _save(figure, path)
+
+
+def plot_loss_by_lr(
+    path: str | Path, lrs: Sequence[float], losses: Sequence[float], *, title: str = "Tuning", ylabel: str = "loss"
+) -> Path:
+    """Draw the loss of each learning rate and mark the lowest; those that diverged stand as crosses at the top.
+
+    Args:
+        path: The PNG file.
+        lrs: Learning rates.
+        losses: Their losses; infinite where the training diverged.
+        title: What is written above.
+        ylabel: What the loss is.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+
+    Example:
+        >>> plot_loss_by_lr("lr.png", [0.01, 0.1, 1.0], [2.5, 0.5, math.inf])  # doctest: +SKIP
+    """
+    figure, axes = _figure(title, "learning rate", ylabel)
+    finite = sorted((lr, loss) for lr, loss in zip(lrs, losses, strict=True) if math.isfinite(loss))
+    diverged = [lr for lr, loss in zip(lrs, losses, strict=True) if not math.isfinite(loss)]
+    axes.set_xscale("log")
+    if finite:
+        axes.plot(*zip(*finite, strict=True), marker="o", markersize=4, linewidth=0.8, label="trial")
+        best_lr, best_loss = min(finite, key=lambda point: point[1])
+        label = f"best: lr = {best_lr:.3g}, loss = {best_loss:.4g}"
+        axes.plot([best_lr], [best_loss], marker="*", markersize=13, linestyle="none", label=label)
+        if all(loss > 0 for _, loss in finite):
+            axes.set_yscale("log")
+    if diverged:
+        heights = [0.97] * len(diverged)
+        axes.plot(diverged, heights, "x", color="tab:red", transform=axes.get_xaxis_transform(), label="diverged")
+    axes.legend()
+    return _save(figure, path)
+
+
+def _figure(title: str, xlabel: str, ylabel: str = "loss") -> tuple[Any, Any]:
+    try:
+        # Not pyplot: it keeps figures and a choice of display for the whole process.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ImportError('plots: needs matplotlib: pip install "torchintro[cli]"') from error
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.grid(visible=True, which="major", alpha=0.3)
+    return figure, axes
+
+
+def _save(figure: Any, path: str | Path) -> Path:
+    path = Path(path)
+    figure.savefig(path, dpi=120, format="png")
+    return path
