@@ -278,6 +278,15 @@ TORCH_LIBRARY(torchintro, m) {
       "_linear_mse_loss_grads(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, "
       "str reduction, bool[4] output_mask) -> (Tensor, Tensor?, Tensor?, Tensor?, Tensor?)",
       {at::Tag::pt2_compliant_tag});
+  // The same two as compositions, for a tensor subclass's rule (DTensor's) to fall back on: see composite/.
+  m.def(
+      "_linear_mse_loss_decomposed(Tensor input, Tensor linear_weight, Tensor target, *, Tensor? linear_bias=None, "
+      "Tensor? weight=None, str reduction=\"mean\") -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "_linear_mse_loss_grads_decomposed(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, "
+      "Tensor? weight, str reduction, bool[4] output_mask) -> (Tensor, Tensor?, Tensor?, Tensor?, Tensor?)",
+      {at::Tag::pt2_compliant_tag});
 }
 
 } // namespace torchintro

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +124,9 @@ def load_model(path: str | Path, *, map_location: torch.device | str = "cpu") ->
         raise FileNotFoundError(f"load_model: there is no file {path}")
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # the bytes decide where the reader stumbles, so it may be any error
         raise ValueError(f"load_model: {path} is not a model file of torchintro, or it is damaged") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"load_model: {path} is a PyTorch file but not a model file of torchintro")

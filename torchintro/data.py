@@ -6,7 +6,7 @@ import importlib
 import math
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,11 @@ class Dataset:
 
     def select(self, rows: Tensor) -> Dataset:
         """Return the data set of the given rows, a tensor of indices."""
-        return Dataset(self.name, self.X[rows], self.y[rows], self.feature_names, self.target_names)
+        return replace(self, X=self.X[rows], y=self.y[rows])
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """Return the data set on a device."""
+        return replace(self, X=self.X.to(device), y=self.y.to(device))
 
 
 def synthetic(n: int = 100, *, noise: float = 0.1, seed: int | None = 0, dtype: torch.dtype = torch.float32) -> Dataset:
@@ -153,6 +157,7 @@ def read_table(
     for name in feature_names:
         if name in target_names:
             raise ValueError(f"read_table: column {name!r} is named as a feature and as a target")
+    _check_names("read_table", path, columns, target_names)
     X = _matrix("read_table", path, columns, feature_names, dtype)
     y = _matrix("read_table", path, columns, target_names, dtype)
     return Dataset(str(path), X, y, feature_names, target_names)
@@ -356,7 +361,7 @@ def _read_numpy(function: str, path: Path) -> dict[str, Any]:
     return {f"{key}{i}": array[:, i] for key, array in arrays.items() for i in range(array.shape[1])}
 
 
-def _matrix(function: str, path: Path, columns: dict[str, Any], names: tuple[str, ...], dtype: torch.dtype) -> Tensor:
+def _check_names(function: str, path: Path, columns: dict[str, Any], names: tuple[str, ...]) -> None:
     missing = [name for name in names if name not in columns]
     if missing:
         shown = list(columns)[:12]
@@ -364,6 +369,10 @@ def _matrix(function: str, path: Path, columns: dict[str, Any], names: tuple[str
         raise ValueError(f"{function}: {path} has no column {missing[0]!r}; it has {', '.join(shown)}{more}")
     if len(set(names)) < len(names):
         raise ValueError(f"{function}: a column is named twice: {', '.join(names)}")
+
+
+def _matrix(function: str, path: Path, columns: dict[str, Any], names: tuple[str, ...], dtype: torch.dtype) -> Tensor:
+    _check_names(function, path, columns, names)
     arrays = [_numbers(function, path, name, columns[name]) for name in names]
     matrix = torch.as_tensor(np.stack(arrays, axis=1)).to(dtype)
     for name, column in zip(names, matrix.unbind(1), strict=True):
@@ -389,9 +398,7 @@ def _numbers(function: str, path: Path, name: str, column: Any) -> npt.NDArray[n
     values = np.asarray(array, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        what = "missing" if np.isnan(values[bad[0]]) else "infinite"
-        raise ValueError(
-            f"{function}: column {name!r} of {path} has {len(bad)} missing or infinite values, "
-            f"the first ({what}) in row {bad[0] + 1}"
-        )
+        what = "a missing value" if np.isnan(values[bad[0]]) else "an infinite value"
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ValueError(f"{function}: column {name!r} of {path} has {what} in row {bad[0] + 1}{more}")
     return values

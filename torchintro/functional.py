@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor
+from torch.jit import _builtins as _script_builtins
 
 from . import _library as _library  # defines torch.ops.torchintro
+from ._distributed import register_when_imported
 
 __all__ = ["linear_mse_loss"]
 
 
-# Optional[...] rather than `| None`: TorchScript compiles this function and reads its annotations.
 def linear_mse_loss(
     input: Tensor,
     linear_weight: Tensor,
     target: Tensor,
     *,
-    linear_bias: Optional[Tensor] = None,  # noqa: UP045
-    weight: Optional[Tensor] = None,  # noqa: UP045
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     r"""Compute the mean squared error of a linear layer, and in training its gradients, in one pass over ``input``.
@@ -54,6 +53,12 @@ def linear_mse_loss(
         >>> loss.item(), w.grad
         (1.0, tensor([[-2., -2., -2.]]))
     """
-    return torch.ops.torchintro.linear_mse_loss(
-        input, linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction
-    )
+    return _operator(input, linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction)
+
+
+_operator = torch.ops.torchintro.linear_mse_loss.default
+
+# TorchScript compiles no function with keyword-only defaults; as torch.nn.functional does for its own, the function is
+# named as the operator's Python face, and a script calls the operator.
+_script_builtins._register_builtin(linear_mse_loss, "torchintro::linear_mse_loss")
+register_when_imported()

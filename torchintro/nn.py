@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class LinearMSELoss(nn.Module):
         criterion.reduction = reduction
         return criterion
 
-    def forward(self, input: Tensor, target: Tensor, weight: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
+    def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the loss of ``linear(input)`` against ``target``; shapes as in :func:`torchintro.linear_mse_loss`."""
         return linear_mse_loss(
             input,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import _checks
 from .data import split_rows
-from .training import ArrayLike, DivergedError, prepare, fit, initial_linear, validation_pair
+from .training import ArrayLike, DivergedError, fit, initial_linear, prepare, validation_pair
 
 __all__ = ["best_lr", "tune"]
 
@@ -254,7 +254,7 @@ def _open_study(
             storage=storage, study_name=study_name, sampler=sampler, direction="minimize", load_if_exists=True
         )
     except Exception as error:  # whatever the storage's driver raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise ValueError(f"tune: storage {storage!r} cannot be used: {reason}") from error
     if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
         raise ValueError(f"tune: the study {study.study_name!r} does not minimise one value, so it is not one of tune")

@@ -7,6 +7,7 @@
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/mul.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -52,10 +53,12 @@ at::Tensor scaled(const at::Tensor& gradient, const at::Tensor& grad_output, con
   reuse = reuse && is_plain(gradient);
   if (const auto value = host_value(grad_output); value && gradient.is_cpu()) {
     const double factor = has_unit ? *value * unit.toDouble() : *value;
-    if (!reuse) {
-      return at::mul(gradient, factor);
+    if (reuse && factor == 1.0) {
+      return gradient;
     }
-    return factor == 1.0 ? gradient : at::Tensor(gradient).mul_(factor);
+    // As a tensor: ATen's multiplication by a Scalar rounds it to the gradient's 16-bit dtype first.
+    const auto factor_tensor = at::scalar_tensor(factor, at::kDouble);
+    return reuse ? at::Tensor(gradient).mul_(factor_tensor) : at::mul(gradient, factor_tensor);
   }
   auto factor = grad_output;
   if (gradient.element_size() == 2) {

@@ -71,6 +71,11 @@ LossAndGradients linear_mse_loss_grads_composite(
       finished(kLinearBias, linear_bias ? *linear_bias : linear_weight)};
 }
 
+TORCH_LIBRARY_IMPL(torchintro, CompositeImplicitAutograd, m) {
+  m.impl("_linear_mse_loss_decomposed", linear_mse_loss_composite);
+  m.impl("_linear_mse_loss_grads_decomposed", linear_mse_loss_grads_composite);
+}
+
 TORCH_LIBRARY_IMPL(torchintro, CompositeExplicitAutograd, m) {
   m.impl("linear_mse_loss", linear_mse_loss_composite);
   m.impl("_linear_mse_loss_grads", linear_mse_loss_grads_composite);

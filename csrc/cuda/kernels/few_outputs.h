@@ -12,7 +12,7 @@ namespace torchintro::cuda {
 inline constexpr int kMaxFewOutputs = 16;
 
 // N rows, D in_features, O out_features; all pointers are device pointers.
-struct FewOutputs {
+struct FewOutputsCall {
   int64_t rows; // N >= 1
   int64_t in_features; // D >= 0
   int out_features; // 1 <= O <= kMaxFewOutputs
@@ -41,9 +41,9 @@ struct FewOutputs {
 };
 
 // Bytes of device memory that the call needs besides its arguments.
-size_t few_outputs_workspace(const FewOutputs& call);
+size_t few_outputs_workspace(const FewOutputsCall& call);
 
 // Enqueues the kernels on `stream` and returns at once. `workspace`: few_outputs_workspace(call) bytes, aligned to 256.
-cudaError_t few_outputs(const FewOutputs& call, void* workspace, cudaStream_t stream);
+cudaError_t few_outputs(const FewOutputsCall& call, void* workspace, cudaStream_t stream);
 
 } // namespace torchintro::cuda

@@ -5,6 +5,8 @@
 // adds them up with `sum_of_partials`.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #include <cstdint>
 
 namespace torchintro::cuda {

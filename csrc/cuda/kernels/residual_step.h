@@ -8,7 +8,7 @@
 namespace torchintro::cuda {
 
 // R rows, O out_features; all pointers are device pointers.
-struct ResidualStep {
+struct ResidualStepCall {
   int64_t rows; // R >= 1
   int64_t out_features; // O >= 1
   Dtype dtype; // of prediction
@@ -30,9 +30,9 @@ struct ResidualStep {
 };
 
 // Bytes of device memory that the call needs besides its arguments.
-size_t residual_step_workspace(const ResidualStep& call);
+size_t residual_step_workspace(const ResidualStepCall& call);
 
 // Enqueues the kernels on `stream` and returns at once. `workspace`: residual_step_workspace(call) bytes, aligned to 256.
-cudaError_t residual_step(const ResidualStep& call, void* workspace, cudaStream_t stream);
+cudaError_t residual_step(const ResidualStepCall& call, void* workspace, cudaStream_t stream);
 
 } // namespace torchintro::cuda

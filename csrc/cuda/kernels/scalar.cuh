@@ -73,8 +73,8 @@ __device__ inline __half narrow<__half>(float value) {
   return __float2half_rn(value);
 }
 
-// kCount neighbours in memory, loaded and stored as one access of up to 16 bytes; the address must be a multiple of the
-// pack's size.
+// kCount neighbours in memory, loaded and stored by accesses of up to 16 bytes; the address must be a multiple of the pack's
+// size.
 template <typename T, int kCount>
 struct alignas(kCount * sizeof(T)) Pack {
   T values[kCount];

@@ -1,0 +1,143 @@
+"""Random calls of the operator, and the comparison of its results with float64 and with eager PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from torchintro import linear_mse_loss, reference
+
+NAMES = ("input", "linear_weight", "target", "linear_bias")
+# The dtypes of input (and parameters) and of target that the operator takes.
+DTYPES = [
+    (torch.float64, torch.float64),
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float16),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float32),
+]
+Operator = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call: the tensors as leaves, and which of them require a gradient (in the order of NAMES)."""
+
+    input: Tensor
+    linear_weight: Tensor
+    target: Tensor
+    linear_bias: Tensor | None = None
+    weight: Tensor | None = None
+    reduction: str = "mean"
+    requires_grad: tuple[bool, bool, bool, bool] = (True, True, True, True)
+
+    def tensors(self) -> list[Tensor | None]:
+        return [self.input, self.linear_weight, self.target, self.linear_bias]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Problem:
+        """Apply a function to every tensor."""
+
+        def apply(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else function(tensor)
+
+        return replace(
+            self,
+            input=function(self.input),
+            linear_weight=function(self.linear_weight),
+            target=function(self.target),
+            linear_bias=apply(self.linear_bias),
+            weight=apply(self.weight),
+        )
+
+    def leaves(self) -> list[Tensor | None]:
+        """Detach the four tensors, keeping their strides, with requires_grad as asked for."""
+        return [
+            None if tensor is None else tensor.detach().requires_grad_(wanted)
+            for tensor, wanted in zip(self.tensors(), self.requires_grad, strict=True)
+        ]
+
+    def call(self, operator: Operator, leaves: Sequence[Tensor | None] | None = None) -> Tensor:
+        x, w, t, b = self.tensors() if leaves is None else leaves
+        return operator(x, w, t, linear_bias=b, weight=self.weight, reduction=self.reduction)
+
+    def results(self, operator: Operator, upstream: float = 1.0) -> dict[str, Tensor]:
+        """Compute the loss and the gradients of ``upstream * loss.sum()`` that exist."""
+        leaves = self.leaves()
+        loss = self.call(operator, leaves)
+        results = {"loss": loss.detach()}
+        if loss.requires_grad:
+            (loss.sum() * upstream).backward()
+        for name, leaf in zip(NAMES, leaves, strict=True):
+            if leaf is not None and leaf.grad is not None:
+                results[name] = leaf.grad
+        return results
+
+
+def make_problem(
+    leading: Sequence[int] | int,
+    in_features: int,
+    out_features: int,
+    *,
+    bias: bool = True,
+    weight: str | None = None,
+    reduction: str = "mean",
+    requires_grad: tuple[bool, bool, bool, bool] = (True, True, True, True),
+    dtype: torch.dtype = torch.float64,
+    target_dtype: torch.dtype | None = None,
+    device: str = "cpu",
+) -> Problem:
+    """Draw a problem whose target is near its prediction; ``weight`` is None, "element" or "row"."""
+    rows = (leading,) if isinstance(leading, int) else tuple(leading)
+    target_dtype = target_dtype or dtype
+
+    def draw(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64).to(device=device, dtype=dtype)
+
+    return Problem(
+        input=draw(*rows, in_features, dtype=dtype),
+        linear_weight=draw(out_features, in_features, dtype=dtype),
+        target=draw(*rows, out_features, dtype=target_dtype),
+        linear_bias=draw(out_features, dtype=dtype) if bias else None,
+        weight=None if weight is None else draw(*rows, *([out_features] * (weight == "element")), dtype=target_dtype).abs(),
+        reduction=reduction,
+        requires_grad=(*requires_grad[:3], requires_grad[3] and bias),
+    )
+
+
+def assert_as_exact_as_eager(problem: Problem, *, upstream: float = 0.7, operator: Operator = linear_mse_loss) -> None:
+    """Compare with float64: no error may be larger than a small multiple of eager PyTorch's in the same dtype.
+
+    The bound has a second term, for what eager happens to hit exactly: a few roundings of every term of the sums that make a
+    result, before anything cancels. The same formula on absolute values, with the target negated, adds those terms up.
+    """
+    ours = problem.results(operator, upstream)
+    eager = problem.results(reference.linear_mse_loss, upstream)
+    double = problem.map(Tensor.double)
+    exact = double.results(reference.linear_mse_loss, upstream)
+    absolute = double.map(Tensor.abs)
+    terms = replace(absolute, target=-absolute.target).results(reference.linear_mse_loss, abs(upstream))
+    assert ours.keys() == eager.keys() == exact.keys()
+    for name, value in ours.items():
+        assert value.shape == exact[name].shape, name
+        assert value.dtype == eager[name].dtype, name
+        assert_close_to_exact(value, eager[name], exact[name], terms[name], name)
+
+
+def assert_close_to_exact(ours: Tensor, eager: Tensor, exact: Tensor, terms: Tensor, name: str) -> None:
+    if exact.numel() == 0:
+        return
+    assert torch.equal(ours.isnan(), exact.isnan()), f"{name}: nan"
+    defined = (exact.abs() <= torch.finfo(ours.dtype).max) & ~exact.isnan()  # beyond, inf is the right answer
+    if not defined.any():
+        return
+    eager_error = (eager[defined].double() - exact[defined]).abs().nan_to_num(0.0, posinf=0.0).max()
+    error = (ours[defined].double() - exact[defined]).abs().max()
+    rounding = torch.finfo(ours.dtype).eps * terms[defined].abs().max()
+    if ours.dtype == torch.float64:  # eager is the yardstick itself, and off by what long sums gather
+        rounding *= 8
+    bound = 4 * (eager_error + rounding)
+    assert error <= bound, f"{name}: error {error:.3e} is above {bound:.3e} (eager's is {eager_error:.3e})"

@@ -1,0 +1,324 @@
+"""What the benchmark measures: one record per row, its targets, and the bytes and operations that a row needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+__all__ = ["ROWS", "Count", "Row", "Target", "count", "quick_row", "select"]
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Target:
+    """A claim about the fused peer of a row; exactly one of the bounds is given.
+
+    Attributes:
+        of: The peer that it is compared with, or ``"limit"``.
+        at_most: The fused figure is at most so many times the other.
+        at_least: The other figure is at least so many times the fused one: a speed-up.
+        cpu: The claim is only made for processors whose model name holds this word.
+    """
+
+    of: str
+    at_most: float | None = None
+    at_least: float | None = None
+    cpu: str = ""
+
+    def ratio(self, fused: float, other: float) -> float:
+        """Return the ratio that the bound is about."""
+        return fused / other if self.at_most is not None else other / fused
+
+    def met(self, fused: float, other: float) -> bool:
+        """Say whether the two figures keep the bound."""
+        ratio = self.ratio(fused, other)
+        if self.at_most is not None:
+            return ratio <= self.at_most
+        return self.at_least is not None and ratio >= self.at_least
+
+    def __str__(self) -> str:
+        bound = f"<= {self.at_most:g}x" if self.at_most is not None else f">= {self.at_least:g}x"
+        return f"{bound} {self.of}" if self.at_most is not None else f"{bound} faster than {self.of}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the benchmark; everything that is run for it follows from this record.
+
+    Attributes:
+        id: Its name; what stands before a hyphen names a group of rows.
+        kind: ``"step"`` (loss and gradients), ``"fit"`` (a training run), ``"study"`` (an Optuna study of training
+            runs) or ``"memory"`` (the extra peak memory of a step).
+        rows: N, the rows of the input.
+        in_features: D.
+        out_features: O.
+        dtype: Of input, parameters and target.
+        gradients: The tensors that require a gradient.
+        peers: What is measured side by side; the first is the baseline of ratios and of rounding errors.
+        limit: What bounds the row on any implementation: ``"read"``, ``"copy"`` (memory traffic), ``"matrix"``
+            (operations), ``"call"`` (``W.sum().backward()``), ``"empty"`` (a study with an empty objective), or ``""``.
+        targets: What the fused peer is to reach on ``device``.
+        device: ``"cpu"`` for a row whose targets are meant for the CPU and that runs anywhere, ``"cuda"`` for one that
+            only runs there.
+        epochs: Passes over the rows of a training run.
+        trials: Training runs of a study.
+        batch_size: Rows of a mini-batch; 0 for the full batch.
+        measured: ``(trials, epochs)`` that are really run; the time is then scaled up in proportion.
+        note: Printed below the row.
+    """
+
+    id: str
+    kind: str
+    rows: int
+    in_features: int
+    out_features: int = 1
+    dtype: torch.dtype = torch.float32
+    gradients: tuple[str, ...] = ("linear_weight", "linear_bias")
+    peers: tuple[str, ...] = ("eager", "compile", "fused")
+    limit: str = "read"
+    targets: tuple[Target, ...] = ()
+    device: str = "cpu"
+    epochs: int = 1
+    trials: int = 1
+    batch_size: int = 0
+    measured: tuple[int, int] | None = None
+    note: str = ""
+
+    @property
+    def group(self) -> str:
+        """The name that the row shares with its variants."""
+        return self.id.partition("-")[0]
+
+    @property
+    def scale(self) -> float:
+        """By how much the time of what is run is multiplied."""
+        return 1.0 if self.measured is None else self.trials * self.epochs / (self.measured[0] * self.measured[1])
+
+    @property
+    def work(self) -> str:
+        """What is measured, in a few words."""
+        shape = f"{self.rows}x{self.in_features} -> {self.out_features}"
+        if self.kind == "study":
+            return f"study {self.trials}x{self.epochs}, {shape}"
+        if self.kind == "fit":
+            batch = f" batch {self.batch_size}" if self.batch_size else ""
+            return f"fit {self.epochs} epoch{'s' if self.epochs > 1 else ''}, {shape}{batch}"
+        short = {"input": "dX", "linear_weight": "dW", "linear_bias": "db", "target": "dT"}
+        wanted = " ".join(short[name] for name in self.gradients)
+        kind = "memory" if self.kind == "memory" else "step"
+        return f"{kind} {shape} {_DTYPE_NAMES[self.dtype]} {wanted}"
+
+
+_DTYPE_NAMES = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+@dataclass(frozen=True)
+class Count:
+    """What one pass over the data must do at least.
+
+    Attributes:
+        bytes_read: Input, target and parameters, each once.
+        bytes_written: Loss and the gradients asked for, each once.
+        operations: Multiplications and additions of the matrix products.
+    """
+
+    bytes_read: int
+    bytes_written: int
+    operations: int
+
+    @property
+    def bytes(self) -> int:
+        """All memory traffic."""
+        return self.bytes_read + self.bytes_written
+
+
+def count(row: Row) -> Count:
+    """Count a step, or an epoch of ``fit`` without its mini-batch overheads, in the sizes of the record.
+
+    Read: ``N D + N O + O D + O`` elements. Written: the gradients asked for and the loss. Operations: ``2 N D O`` for the
+    prediction and as many for the gradient of the weight and for that of the input. A training run of several epochs is
+    counted as that many steps, a study as that many training runs.
+    """
+    n, d, o = row.rows, row.in_features, row.out_features
+    sizes = {"input": n * d, "linear_weight": o * d, "linear_bias": o, "target": n * o}
+    products = 1 + ("linear_weight" in row.gradients) + ("input" in row.gradients)
+    steps = row.epochs * row.trials
+    return Count(
+        bytes_read=steps * row.dtype.itemsize * sum(sizes.values()),
+        bytes_written=steps * row.dtype.itemsize * (1 + sum(sizes[name] for name in row.gradients)),
+        operations=steps * 2 * n * d * o * products,
+    )
+
+
+_WITH_INPUT = ("input", "linear_weight", "linear_bias")
+_FIT_PEERS = ("eager", "fit reference", "fused")
+
+ROWS: tuple[Row, ...] = (
+    Row("P1", "step", 100, 1, limit="call", targets=(Target("eager", at_most=0.52),)),
+    Row("P2", "fit", 100, 1, epochs=100, peers=_FIT_PEERS, limit="", targets=(Target("eager", at_least=1000),)),
+    Row(
+        "P3",
+        "study",
+        100,
+        1,
+        epochs=100,
+        trials=20,
+        peers=_FIT_PEERS,
+        limit="empty",
+        targets=(Target("limit", at_most=1.3),),
+    ),
+    Row("P4a", "step", MILLION, 64, targets=(Target("limit", at_most=1.25),)),
+    Row("P4b", "step", 65536, 1024, targets=(Target("limit", at_most=1.15),)),
+    Row("P4c-8", "step", MILLION, 8, targets=(Target("eager", at_least=3),)),
+    Row("P4c-16", "step", MILLION, 16, targets=(Target("eager", at_least=3),)),
+    Row("P4d", "step", 65536, 1024, gradients=_WITH_INPUT, limit="copy", targets=(Target("eager", at_least=4),)),
+    Row("P5-4", "step", 65536, 1024, 4, targets=(Target("eager", at_least=4),)),
+    Row("P5-16", "step", 65536, 1024, 16, targets=(Target("eager", at_least=4),)),
+    Row(
+        "P6a",
+        "step",
+        4096,
+        1024,
+        1024,
+        gradients=_WITH_INPUT,
+        limit="matrix",
+        targets=(Target("eager", at_least=1.7, cpu="AMD"), Target("eager", at_most=1)),
+    ),
+    Row(
+        "P6b",
+        "step",
+        4096,
+        1024,
+        1024,
+        dtype=torch.bfloat16,
+        gradients=_WITH_INPUT,
+        limit="matrix",
+        targets=(Target("eager", at_least=1.15),),
+    ),
+    Row(
+        "P6c",
+        "memory",
+        2048,
+        512,
+        32768,
+        gradients=_WITH_INPUT,
+        limit="",
+        targets=(Target("eager", at_most=0.35),),
+    ),
+    Row(
+        "P7",
+        "study",
+        MILLION,
+        64,
+        epochs=100,
+        trials=20,
+        peers=("eager", "fused"),
+        limit="",
+        targets=(Target("eager", at_least=900),),
+        measured=(2, 3),
+        note="full batch, so every epoch is the same work",
+    ),
+    Row(
+        "P8",
+        "fit",
+        MILLION,
+        64,
+        batch_size=1024,
+        peers=("eager shuffled", "eager slices", "fit reference", "fused"),
+        targets=(Target("eager slices", at_least=8), Target("eager shuffled", at_least=8)),
+        note="slices are taken in the order of the rows; all others shuffle",
+    ),
+    Row("X1", "step", 4096, 256, 64, limit="matrix", note="more outputs than one pass holds, with little to multiply"),
+    Row("X2", "step", 16384, 256, 17, limit="matrix", note="the first size past the few-outputs kernel"),
+    Row("X3", "step", 262144, 64, dtype=torch.float16),
+    Row("X4", "step", 262144, 64, dtype=torch.bfloat16),
+    Row("X5", "step", 262144, 64, dtype=torch.float64),
+    Row("X6", "step", 1000, 1, 16),
+    Row("G1-f32", "step", 1 << 24, 64, device="cuda", limit="copy", targets=(Target("limit", at_most=1 / 0.85),)),
+    Row(
+        "G1-bf16",
+        "step",
+        1 << 24,
+        64,
+        dtype=torch.bfloat16,
+        device="cuda",
+        limit="copy",
+        targets=(Target("limit", at_most=1 / 0.85),),
+    ),
+    Row("G1-8", "step", 1 << 20, 1024, 8, device="cuda", limit="copy", targets=(Target("limit", at_most=1 / 0.85),)),
+    Row(
+        "G2",
+        "step",
+        16384,
+        4096,
+        4096,
+        dtype=torch.bfloat16,
+        gradients=_WITH_INPUT,
+        device="cuda",
+        limit="matrix",
+        targets=(Target("eager", at_least=1.1), Target("compile", at_least=1.1)),
+    ),
+    Row(
+        "G3",
+        "fit",
+        100,
+        1,
+        epochs=100,
+        peers=_FIT_PEERS,
+        device="cuda",
+        limit="",
+        targets=(Target("eager", at_least=100),),
+    ),
+    Row(
+        "G4",
+        "study",
+        10 * MILLION,
+        64,
+        epochs=100,
+        trials=20,
+        peers=("eager", "fused"),
+        device="cuda",
+        limit="",
+        targets=(Target("eager", at_least=500),),
+        measured=(2, 3),
+        note="full batch, so every epoch is the same work",
+    ),
+)
+
+
+def select(names: Sequence[str] | None, rows: Sequence[Row] = ROWS) -> list[Row]:
+    """Return the rows of the given names, in the order of the table.
+
+    Args:
+        names: Names of rows or of their groups (``"P4c"`` for ``P4c-8`` and ``P4c-16``), in any case; None for all.
+        rows: The rows to choose from.
+
+    Raises:
+        ValueError: There is no row of a name.
+    """
+    if names is None:
+        return list(rows)
+    known = {name.lower() for row in rows for name in (row.id, row.group)}
+    for name in names:
+        if name.lower() not in known:
+            raise ValueError(f"bench: row must be one of {', '.join(row.id for row in rows)}, but got {name!r}")
+    wanted = {name.lower() for name in names}
+    return [row for row in rows if row.id.lower() in wanted or row.group.lower() in wanted]
+
+
+def quick_row(row: Row) -> Row:
+    """Return the row scaled down to some milliseconds, which tries everything and measures nothing of interest."""
+    in_features, out_features = min(row.in_features, 128), min(row.out_features, 1024)
+    return replace(
+        row,
+        rows=min(row.rows, max(128, (1 << 18) // (in_features * out_features))),
+        in_features=in_features,
+        out_features=out_features,
+        epochs=min(row.epochs, 5),
+        trials=min(row.trials, 3),
+        batch_size=min(row.batch_size, 128),
+        measured=None,
+    )
