@@ -21,6 +21,9 @@
 namespace torchintro {
 namespace {
 
+constexpr const char* kOperator = "linear_mse_loss";
+constexpr const char* kGradsOperator = "_linear_mse_loss_grads";
+
 // "(8, 1)", "(8,)", "()": as Python prints a tuple.
 std::string shape_text(c10::SymIntArrayRef sizes) {
   std::ostringstream out;
@@ -73,20 +76,19 @@ c10::SymBool same_shape(c10::SymIntArrayRef sizes, c10::SymIntArrayRef leading, 
   return last == nullptr ? same : same.sym_and(sizes.back().sym_eq(*last));
 }
 
-void check_layout_and_device(const char* op, const char* name, const at::Tensor& tensor, const at::Tensor& input) {
+void check_layout_and_device(const char* name, const at::Tensor& tensor, const at::Tensor& input) {
   TORCH_CHECK_TYPE(
       tensor.layout() == at::kStrided,
-      op, ": ", name, " must be a dense (strided) tensor, but got layout ", tensor.layout());
+      kOperator, ": ", name, " must be a dense (strided) tensor, but got layout ", tensor.layout());
   TORCH_CHECK_VALUE(
       tensor.device() == input.device(),
-      op, ": ", name, " must be on input's device, ", input.device(), ", but got ", tensor.device());
+      kOperator, ": ", name, " must be on input's device, ", input.device(), ", but got ", tensor.device());
 }
 
 } // namespace
 
 // clang-format off: one line for the condition, one for the sentence, reads best here.
 Reduction check_inputs(
-    const char* op,
     const at::Tensor& input,
     const at::Tensor& linear_weight,
     const at::Tensor& target,
@@ -95,55 +97,55 @@ Reduction check_inputs(
     std::string_view reduction) {
   const auto parsed = reduction == "mean" ? Reduction::Mean : reduction == "sum" ? Reduction::Sum : Reduction::None;
   TORCH_CHECK_VALUE(parsed != Reduction::None || reduction == "none",
-      op, ": reduction must be 'mean', 'sum' or 'none', but got '", reduction, "'");
+      kOperator, ": reduction must be 'mean', 'sum' or 'none', but got '", reduction, "'");
 
-  check_layout_and_device(op, "input", input, input);
-  check_layout_and_device(op, "linear_weight", linear_weight, input);
-  check_layout_and_device(op, "target", target, input);
-  if (linear_bias) check_layout_and_device(op, "linear_bias", *linear_bias, input);
-  if (weight) check_layout_and_device(op, "weight", *weight, input);
+  check_layout_and_device("input", input, input);
+  check_layout_and_device("linear_weight", linear_weight, input);
+  check_layout_and_device("target", target, input);
+  if (linear_bias) check_layout_and_device("linear_bias", *linear_bias, input);
+  if (weight) check_layout_and_device("weight", *weight, input);
 
   const auto dtype = input.scalar_type();
   TORCH_CHECK_TYPE(dtype == at::kDouble || dtype == at::kFloat || is_16_bit(dtype),
-      op, ": input must have dtype float64, float32, bfloat16 or float16, but got ", dtype_text(input));
+      kOperator, ": input must have dtype float64, float32, bfloat16 or float16, but got ", dtype_text(input));
   TORCH_CHECK_TYPE(linear_weight.scalar_type() == dtype,
-      op, ": linear_weight must have input's dtype, ", dtype_text(input), ", but got ", dtype_text(linear_weight));
+      kOperator, ": linear_weight must have input's dtype, ", dtype_text(input), ", but got ", dtype_text(linear_weight));
   TORCH_CHECK_TYPE(!linear_bias || linear_bias->scalar_type() == dtype,
-      op, ": linear_bias must have input's dtype, ", dtype_text(input), ", but got ", dtype_text(*linear_bias));
+      kOperator, ": linear_bias must have input's dtype, ", dtype_text(input), ", but got ", dtype_text(*linear_bias));
   TORCH_CHECK_TYPE(target.scalar_type() == dtype || (is_16_bit(dtype) && target.scalar_type() == at::kFloat),
-      op, ": target must have input's dtype, ", dtype_text(input), is_16_bit(dtype) ? ", or float32, but got " : ", but got ",
+      kOperator, ": target must have input's dtype, ", dtype_text(input), is_16_bit(dtype) ? ", or float32, but got " : ", but got ",
       dtype_text(target));
   TORCH_CHECK_TYPE(!weight || weight->scalar_type() == target.scalar_type(),
-      op, ": weight must have target's dtype, ", dtype_text(target), ", but got ", dtype_text(*weight));
+      kOperator, ": weight must have target's dtype, ", dtype_text(target), ", but got ", dtype_text(*weight));
 
   const auto sizes = input.sym_sizes();
   const auto weight_sizes = linear_weight.sym_sizes();
   TORCH_CHECK_VALUE(!sizes.empty(),
-      op, ": input must have shape (*, in_features), but got ()");
+      kOperator, ": input must have shape (*, in_features), but got ()");
   TORCH_CHECK_VALUE(weight_sizes.size() == 2,
-      op, ": linear_weight must have shape (out_features, in_features), but got ", shape_text(weight_sizes));
+      kOperator, ": linear_weight must have shape (out_features, in_features), but got ", shape_text(weight_sizes));
   CHECK_SHAPE(weight_sizes[1].sym_eq(sizes.back()),
-      op, ": linear_weight must have shape (out_features, ", sizes.back(), ") to match input ", shape_text(sizes),
+      kOperator, ": linear_weight must have shape (out_features, ", sizes.back(), ") to match input ", shape_text(sizes),
       ", but got ", shape_text(weight_sizes));
 
   const auto leading = sizes.slice(0, sizes.size() - 1);
   auto expected = leading.vec();
   expected.push_back(weight_sizes[0]);
   CHECK_SHAPE(same_shape(target.sym_sizes(), leading, &weight_sizes[0]),
-      op, ": target must have shape ", shape_text(expected), ", the prediction's, but got ", shape_text(target.sym_sizes()));
+      kOperator, ": target must have shape ", shape_text(expected), ", the prediction's, but got ", shape_text(target.sym_sizes()));
   if (linear_bias) {
     CHECK_SHAPE(same_shape(linear_bias->sym_sizes(), weight_sizes.slice(0, 1), nullptr),
-        op, ": linear_bias must have shape (", weight_sizes[0], ",), one per output, but got ",
+        kOperator, ": linear_bias must have shape (", weight_sizes[0], ",), one per output, but got ",
         shape_text(linear_bias->sym_sizes()));
   }
   if (weight) {
     CHECK_SHAPE(
         weight->dim() == target.dim() ? same_shape(weight->sym_sizes(), leading, &weight_sizes[0])
                                       : same_shape(weight->sym_sizes(), leading, nullptr),
-        op, ": weight must have shape ", shape_text(expected), " (per element) or ", shape_text(leading),
+        kOperator, ": weight must have shape ", shape_text(expected), " (per element) or ", shape_text(leading),
         " (per row), but got ", shape_text(weight->sym_sizes()));
     TORCH_CHECK_VALUE(!(weight->requires_grad() && at::GradMode::is_enabled()),
-        op, ": weight must not require a gradient (it has none), but got one with requires_grad=True; pass weight.detach()");
+        kOperator, ": weight must not require a gradient (it has none), but got one with requires_grad=True; pass weight.detach()");
   }
   return parsed;
 }
@@ -157,7 +159,7 @@ Reduction check_grads_inputs(
     const OptionalTensor& weight,
     std::string_view reduction,
     const GradientMask& output_mask) {
-  const auto parsed = check_inputs(kGradsOperator, input, linear_weight, target, linear_bias, weight, reduction);
+  const auto parsed = check_inputs(input, linear_weight, target, linear_bias, weight, reduction);
   TORCH_CHECK_VALUE(
       parsed != Reduction::None, kGradsOperator, ": reduction must be 'mean' or 'sum', but got '", reduction, "'");
   TORCH_CHECK_VALUE(

@@ -37,13 +37,11 @@ using LossAndGradients = std::tuple<at::Tensor, OptionalTensor, OptionalTensor, 
 
 enum class Reduction { None, Mean, Sum };
 
-inline constexpr const char* kOperator = "linear_mse_loss";
-inline constexpr const char* kGradsOperator = "_linear_mse_loss_grads";
 
 // Raises ValueError, TypeError or RuntimeError, with the argument, what was expected and what came, unless the call is
 // well formed; returns the parsed reduction. First statement of every entry point, so that no backend words it differently.
+// The sentence names the public operator, which is what the user called.
 Reduction check_inputs(
-    const char* op,
     const at::Tensor& input,
     const at::Tensor& linear_weight,
     const at::Tensor& target,
@@ -51,7 +49,7 @@ Reduction check_inputs(
     const OptionalTensor& weight,
     std::string_view reduction);
 
-// The same for `_linear_mse_loss_grads`, which has no gradients for "none" and none for a bias that is not there.
+// The same and, for `_linear_mse_loss_grads` itself, which has no gradients for "none" and none for a bias that is not there.
 Reduction check_grads_inputs(
     const at::Tensor& input,
     const at::Tensor& linear_weight,

@@ -150,5 +150,5 @@ def test_truncated_files(tmp_path, keep):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="^load_model: there is no file .*model.pt"):
+    with pytest.raises(FileNotFoundError, match=r"^load_model: there is no file .*model\.pt$"):
         load_model(tmp_path / "model.pt")

@@ -136,11 +136,11 @@ class Count:
 
 
 def count(row: Row) -> Count:
-    """Count a step, or an epoch of ``fit`` without its mini-batch overheads, in the sizes of the record.
+    """Count what a row needs at least.
 
-    Read: ``N D + N O + O D + O`` elements. Written: the gradients asked for and the loss. Operations: ``2 N D O`` for the
-    prediction and as many for the gradient of the weight and for that of the input. A training run of several epochs is
-    counted as that many steps, a study as that many training runs.
+    A step reads ``N D + N O + O D + O`` elements and writes the gradients asked for and the loss. Its operations are
+    ``2 N D O`` for the prediction, and as many again for the gradient of the weight and for that of the input. An epoch
+    counts as a step, whatever its mini-batches; a study as that many training runs.
     """
     n, d, o = row.rows, row.in_features, row.out_features
     sizes = {"input": n * d, "linear_weight": o * d, "linear_bias": o, "target": n * o}
@@ -312,6 +312,8 @@ def select(names: Sequence[str] | None, rows: Sequence[Row] = ROWS) -> list[Row]
 def quick_row(row: Row) -> Row:
     """Return the row scaled down to some milliseconds, which tries everything and measures nothing of interest."""
     in_features, out_features = min(row.in_features, 128), min(row.out_features, 1024)
+    if row.kind == "memory":  # must be seen beside a process's other memory
+        return replace(row, rows=min(row.rows, 1024), in_features=64, out_features=min(row.out_features, 8192))
     return replace(
         row,
         rows=min(row.rows, max(128, (1 << 18) // (in_features * out_features))),

@@ -92,7 +92,7 @@ def _answering(function: Callable[P, R]) -> Callable[P, R]:
             where = f": {error.filename}" if error.filename else ""
             raise _failure(f"{error.strerror or error}{where}", BAD_INPUT) from error
         except KeyboardInterrupt as error:
-            raise _failure("interrupted; no file was written", INTERRUPTED) from error
+            raise _failure("interrupted", INTERRUPTED) from error
 
     return wrapped
 
@@ -314,7 +314,8 @@ def evaluate(
     dataset = _data_of(saved, data)
     if held_out:
         kept = saved.metadata
-        if kept.get("rows") != len(dataset) or kept.get("data") != dataset.name or not kept.get("test_fraction"):
+        same = kept.get("rows") == len(dataset) and Path(str(kept.get("data"))).name == Path(dataset.name).name
+        if not same or not kept.get("test_fraction"):
             source = f"{kept.get('data')} with {kept.get('rows')} rows, {kept.get('test_fraction')} of them held out"
             raise ValueError(
                 f"evaluate: --held-out needs the data that the model was trained on ({source}), "
@@ -496,7 +497,9 @@ def _show_study(study: optuna.Study, judged_by: str, best: float | None) -> None
         )
     console.print(table)
     if best is not None:
-        console.print(f"best lr: {best:.6g}, {judged_by} {study.best_value:.6g}")
+        console.print(
+            f"best lr: {best:.6g}, {judged_by} {study.best_value:.6g} (for torchintro train: --lr {best:.6g})"
+        )
     if pairs:
         mine, plain = (statistics.median(column) for column in zip(*pairs, strict=True))
         engine = finished[-1].user_attrs["engine"]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from . import data, functional, plots, reference
+from . import _checks, data, functional, plots, reference
 from .artifacts import save_model
 from .evaluation import evaluate
 from .nn import LinearMSELoss
@@ -34,6 +34,7 @@ def run_demo(folder: Path, *, seed: int, trials: int, console: Console) -> None:
         trials: Number of learning rates to try.
         console: Where the text goes.
     """
+    trials = _checks.positive_integer("demo", "trials", trials)
     dataset = data.diabetes()
     device = _tensors(console)
     _autograd(console, device, seed)

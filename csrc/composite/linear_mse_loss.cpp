@@ -26,7 +26,7 @@ at::Tensor linear_mse_loss_composite(
     const OptionalTensor& linear_bias,
     const OptionalTensor& weight,
     std::string_view reduction) {
-  const auto parsed = check_inputs(kOperator, input, linear_weight, target, linear_bias, weight, reduction);
+  const auto parsed = check_inputs(input, linear_weight, target, linear_bias, weight, reduction);
   return decomposed_loss(input, linear_weight, target, linear_bias, weight, parsed);
 }
 

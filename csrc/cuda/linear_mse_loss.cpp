@@ -152,7 +152,7 @@ at::Tensor linear_mse_loss_cuda(
     const OptionalTensor& linear_bias,
     const OptionalTensor& weight,
     std::string_view reduction) {
-  const auto parsed = check_inputs(kOperator, input, linear_weight, target, linear_bias, weight, reduction);
+  const auto parsed = check_inputs(input, linear_weight, target, linear_bias, weight, reduction);
   const c10::cuda::CUDAGuard guard(input.device());
   const auto problem =
       make_problem(input, linear_weight, target, linear_bias, weight, parsed, /*mask=*/{false, false, false, false});

@@ -14,7 +14,7 @@ at::Tensor linear_mse_loss_meta(
     const OptionalTensor& linear_bias,
     const OptionalTensor& weight,
     std::string_view reduction) {
-  const auto parsed = check_inputs(kOperator, input, linear_weight, target, linear_bias, weight, reduction);
+  const auto parsed = check_inputs(input, linear_weight, target, linear_bias, weight, reduction);
   return parsed == Reduction::None ? at::empty_symint(target.sym_sizes(), target.options())
                                    : at::empty({}, target.options());
 }

@@ -97,7 +97,7 @@ int main(int argc, char** argv) {
     return 1;
   }
   try {
-    const at::Tensor x = at::linspace(-1, 1, 100).unsqueeze(1);
+    const at::Tensor x = at::linspace(0, 1, 100).unsqueeze(1);
     const at::Tensor y = x.mul(3); // what there is to learn
     train_module(argv[2], x, y);
     train_by_operator(x, y);

@@ -1,0 +1,156 @@
+"""DistributedDataParallel and DTensor on two gloo processes: gradients equal those of one process with all the rows."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORLD_SIZE = 2
+HERE = Path(__file__).resolve()
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("check", ["ddp", "dtensor_eager", "dtensor_inference", "dtensor_compile", "tensor_parallel"])
+def test_two_processes(check: str) -> None:
+    environment = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(WORLD_SIZE),
+        "OMP_NUM_THREADS": "1",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(HERE), check],
+            env=environment | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(WORLD_SIZE)
+    ]
+    outputs = [process.communicate(timeout=180)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output
+        assert f"{check} holds" in output
+
+
+def problem() -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    return (
+        torch.randn(8, 5, dtype=torch.float64),
+        torch.randn(4, 5, dtype=torch.float64),
+        torch.randn(8, 4, dtype=torch.float64),
+        torch.randn(4, dtype=torch.float64),
+    )
+
+
+def exact() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    from torchintro import reference
+
+    leaves = [tensor.requires_grad_() for tensor in problem()]
+    loss = reference.linear_mse_loss(*leaves[:3], linear_bias=leaves[3])
+    return loss.detach(), list(torch.autograd.grad(loss, leaves))
+
+
+def ddp(rank: int) -> None:
+    import torchintro
+
+    x, w, t, b = problem()
+    criterion = torchintro.LinearMSELoss(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        criterion.linear.weight.copy_(w)
+        criterion.linear.bias.copy_(b)
+    parallel = torch.nn.parallel.DistributedDataParallel(criterion)
+    rows = slice(rank * 4, rank * 4 + 4)
+    parallel(x[rows], t[rows]).backward()
+    _, gradients = exact()
+    torch.testing.assert_close(criterion.linear.weight.grad, gradients[1])
+    torch.testing.assert_close(criterion.linear.bias.grad, gradients[3])
+
+
+def distribute(parameter_placements: str):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (WORLD_SIZE,))
+    batch, outputs = {"batch": (Shard(0), Replicate()), "outputs": (Replicate(), Shard(0))}[parameter_placements]
+    target = Shard(1) if parameter_placements == "outputs" else Shard(0)
+    placements = [batch, outputs, target, outputs]
+    return [
+        distribute_tensor(tensor, mesh, [placement]).requires_grad_()
+        for tensor, placement in zip(problem(), placements, strict=True)
+    ]
+
+
+def check_dtensors(function, leaves: list) -> None:
+    loss = function(*leaves)
+    loss.backward()
+    expected_loss, gradients = exact()
+    torch.testing.assert_close(loss.detach().full_tensor(), expected_loss)
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        torch.testing.assert_close(leaf.grad.full_tensor(), gradient)
+
+
+def call(x, w, t, b):
+    import torchintro
+
+    return torchintro.linear_mse_loss(x, w, t, linear_bias=b)
+
+
+def dtensor_eager(rank: int) -> None:
+    check_dtensors(call, distribute("batch"))
+
+
+def tensor_parallel(rank: int) -> None:
+    check_dtensors(call, distribute("outputs"))
+
+
+def dtensor_compile(rank: int) -> None:
+    check_dtensors(torch.compile(call, backend="aot_eager", fullgraph=True), distribute("batch"))
+
+
+def dtensor_inference(rank: int) -> None:
+    """Without autograd a call reaches DTensor itself, whose rules for both operators are ours."""
+    with torch.inference_mode():
+        leaves = [leaf.detach() for leaf in distribute("batch")]
+        loss = call(*leaves)
+        results = torch.ops.torchintro._linear_mse_loss_grads(*leaves, None, "mean", [True] * 4)
+        expected_loss, gradients = exact_outside_inference()
+        torch.testing.assert_close(loss.full_tensor(), expected_loss)
+        for result, expected in zip(results, [expected_loss, *gradients], strict=True):
+            torch.testing.assert_close(result.full_tensor(), expected)
+
+
+def exact_outside_inference():
+    with torch.inference_mode(False), torch.enable_grad():
+        return exact()
+
+
+def main() -> None:
+    import torch.distributed as dist
+
+    check = sys.argv[1]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    try:
+        globals()[check](dist.get_rank())
+        print(f"{check} holds", flush=True)
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Metrics and predictions: against scikit-learn's, in every mode and on every shape."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from torchintro.evaluation import evaluate, predict
+from torchintro.training import initial_linear
+
+X5 = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+y5 = X5[:, :2] + 1
+NAN = X5.clone()
+NAN[2, 1] = math.nan
+
+
+def problem(rows=37, outputs=2, dtype=torch.float64):
+    X = torch.randn(rows, 3, dtype=dtype)
+    return X, X @ torch.randn(3, outputs, dtype=dtype) + 0.5
+
+
+def model_for(X, y):
+    return initial_linear(X.shape[1], y.shape[1], seed=1, dtype=X.dtype)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_against_scikit_learn(outputs):
+    metrics = pytest.importorskip("sklearn.metrics")
+    X, y = problem(rows=40_000, outputs=outputs)  # more rows than a chunk has
+    model = model_for(X, y)
+    predicted = model(X).detach().numpy()
+    result = evaluate(model, X, y)
+    mse = metrics.mean_squared_error(y, predicted)
+    expected = {
+        "mse": mse,
+        "rmse": math.sqrt(mse),
+        "mae": metrics.mean_absolute_error(y, predicted),
+        "r2": metrics.r2_score(y, predicted),
+    }
+    # Sums of 40,000 terms of one sign in float64.
+    assert result == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("constant", [0.5, 0.1])
+def test_constant_targets(constant):
+    metrics = pytest.importorskip("sklearn.metrics")
+    y = torch.full((10, 3), constant, dtype=torch.float64)
+    y[:, 2] = torch.arange(10.0)
+    predicted = y.clone()
+    predicted[0, 1] += 1
+    predicted[0, 2] += 1
+    # At 0.1 the rounding of the mean keeps scikit-learn from seeing that the column is constant.
+    expected = metrics.r2_score(y, predicted) if constant == 0.5 else (1 + 0 + 1 - 1 / 82.5) / 3
+    assert evaluate(nn.Identity(), predicted, y)["r2"] == pytest.approx(expected, rel=1e-14)
+
+
+def test_accumulates_in_float64():
+    # 1e8 + 1 is 1e8 in float32, so a float32 sum of these squared errors loses all the ones.
+    errors = torch.cat([torch.tensor([[1e4]]), torch.ones(20_000, 1)])
+    assert evaluate(nn.Identity(), errors, torch.zeros_like(errors))["mse"] == pytest.approx(
+        (1e8 + 20_000) / 20_001, rel=1e-12
+    )
+
+
+def test_one_row_has_no_r2():
+    result = evaluate(nn.Identity(), torch.ones(1, 1), torch.zeros(1, 1))
+    assert math.isnan(result["r2"])
+    assert result["mse"] == 1
+
+
+def test_leaves_the_mode_and_takes_no_gradients():
+    seen = []
+
+    class Probe(nn.Module):
+        def forward(self, input):
+            seen.append((self.training, torch.is_grad_enabled()))
+            return input
+
+    model = nn.Sequential(Probe(), nn.Dropout(0.5), nn.BatchNorm1d(2))
+    model[1].eval()
+    evaluate(model, torch.ones(4, 2), torch.ones(4, 2))
+    assert seen == [(False, False)]
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+    with pytest.raises(ValueError, match="evaluate: y must have shape"):
+        evaluate(model, torch.ones(4, 2), torch.ones(4, 3))
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+    assert torch.is_grad_enabled()
+
+
+def test_moves_the_data_to_the_model():
+    X, y = problem(dtype=torch.float32)
+    model = model_for(X, y)
+    expected = evaluate(model, X, y)
+    assert evaluate(model, X.double().numpy(), y.numpy()) == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("model", "X", "y", "error", "message"),
+    [
+        (print, X5, y5, TypeError, "evaluate: model must be an nn.Module, but got builtin_function_or_method"),
+        (
+            nn.Identity(),
+            X5,
+            y5,
+            ValueError,
+            r"evaluate: y must have shape \(5, 3\), the prediction's, but got \(5, 2\)",
+        ),
+        (
+            nn.Identity(),
+            X5[:, :1],
+            y5[:, 0],
+            ValueError,
+            r"evaluate: y must have shape \(5, 1\), .*use y.unsqueeze",
+        ),
+        (nn.Identity(), X5, X5[:4], ValueError, r"evaluate: y must have 5 rows, as X has, but got shape \(4, 3\)"),
+        (nn.Identity(), NAN, X5, ValueError, r"evaluate: X must be finite, but element \[2, 1\] is nan"),
+        (nn.Identity(), X5, NAN, ValueError, r"evaluate: y must be finite, but element \[2, 1\] is nan"),
+        (nn.Identity(), X5[:0], X5[:0], ValueError, "evaluate: X must have at least one row"),
+        (nn.LSTM(3, 2), X5, y5, TypeError, "evaluate: model must return a tensor, but returned tuple"),
+    ],
+)
+def test_bad_calls(model, X, y, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        evaluate(model, X, y)
+
+
+def test_predict():
+    X, y = problem(rows=20_000)
+    model = model_for(X, y)
+    prediction = predict(model, X)
+    assert not prediction.requires_grad
+    assert (prediction - model(X)).abs().max() < 16 * torch.finfo(torch.float64).eps * prediction.abs().max()

@@ -1,0 +1,85 @@
+"""The module and the public names."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import torchintro
+from torchintro import LinearMSELoss
+
+
+def plain(criterion: LinearMSELoss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return nn.functional.mse_loss(criterion.linear(x), y, reduction=criterion.reduction)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_it_is_a_linear_layer_and_its_loss(bias: bool, reduction: str) -> None:
+    criterion = LinearMSELoss(4, 3, bias=bias, reduction=reduction, dtype=torch.float64)
+    x, y = torch.randn(2, 5, 4, dtype=torch.float64), torch.randn(2, 5, 3, dtype=torch.float64)
+    torch.testing.assert_close(criterion(x, y), plain(criterion, x, y))
+    assert (criterion.linear.bias is None) == (not bias)
+
+
+def test_weight_is_passed_on() -> None:
+    criterion = LinearMSELoss(4, 1)
+    x, y, weight = torch.randn(5, 4), torch.randn(5, 1), torch.rand(5)
+    expected = (weight * (criterion.linear(x) - y).squeeze().square()).sum() / weight.sum()
+    torch.testing.assert_close(criterion(x, y, weight), expected)
+
+
+def test_it_initialises_as_linear_does() -> None:
+    torch.manual_seed(3)
+    criterion = LinearMSELoss(4, 3)
+    torch.manual_seed(3)
+    linear = nn.Linear(4, 3)
+    assert torch.equal(criterion.linear.weight, linear.weight)
+    assert torch.equal(criterion.linear.bias, linear.bias)
+
+
+def test_device_and_dtype() -> None:
+    criterion = LinearMSELoss(4, 3, device="meta", dtype=torch.bfloat16)
+    assert criterion.linear.weight.device.type == "meta"
+    assert criterion.linear.weight.dtype == torch.bfloat16
+
+
+def test_it_is_an_ordinary_module() -> None:
+    criterion = LinearMSELoss(4, 3, reduction="sum")
+    x, y = torch.randn(5, 4), torch.randn(5, 3)
+    assert [name for name, _ in criterion.named_parameters()] == ["linear.weight", "linear.bias"]
+    for other in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        torch.testing.assert_close(other(x, y), criterion(x, y))
+    fresh = LinearMSELoss(4, 3, reduction="sum")
+    fresh.load_state_dict(criterion.state_dict())
+    torch.testing.assert_close(fresh(x, y), criterion(x, y))
+    assert "reduction='sum'" in repr(criterion)
+    assert criterion.double()(x.double(), y.double()).dtype == torch.float64
+
+
+def test_from_linear_shares_the_parameters() -> None:
+    head = nn.Linear(4, 3)
+    criterion = LinearMSELoss.from_linear(head, reduction="sum")
+    criterion(torch.randn(5, 4), torch.randn(5, 3)).backward()
+    assert head.weight.grad is not None
+    assert criterion.linear is head
+    assert criterion.reduction == "sum"
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(TypeError, match=r"LinearMSELoss.from_linear: linear must be an nn.Linear, but got Conv1d"):
+        LinearMSELoss.from_linear(nn.Conv1d(1, 1, 1))
+    for make in (lambda: LinearMSELoss(4, 3, reduction="avg"), lambda: LinearMSELoss.from_linear(nn.Linear(4, 3), reduction="avg")):
+        with pytest.raises(ValueError, match="reduction must be 'mean', 'sum' or 'none', but got 'avg'"):
+            make()
+
+
+def test_public_names_exist() -> None:
+    for name in torchintro.__all__:
+        assert getattr(torchintro, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        torchintro.nothing  # noqa: B018

@@ -1,0 +1,287 @@
+"""The benchmark: every row of :mod:`torchintro.benchmark_rows`, verified, then timed against plain PyTorch.
+
+The peers of a row run side by side in one process: ``eager`` (plain PyTorch), ``compile`` (the same through
+``torch.compile``) and ``fused`` (this package), beside a probe of what the machine allows at most. A peer whose loss or
+gradient is further from float64's than the eager one's rounding explains fails the run.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from . import _C
+from .benchmark_machine import (
+    Limits,
+    Probe,
+    cpu_name,
+    describe,
+    dtype_name,
+    matrix_probe,
+    measure_limits,
+    traffic_probe,
+)
+from .benchmark_memory import extra_peak
+from .benchmark_peers import Operator, Work, make_work
+from .benchmark_report import SCHEMA, Bound, RowResult, Verdict, header, machine_lines, row_lines, versus_lines
+from .benchmark_rows import Row, count, quick_row, select
+from .benchmark_timing import FULL, QUICK, Effort, Measurement, interleaved
+
+__all__ = ["main", "run_row"]
+
+
+def main(device: str = "cpu", rows: list[str] | None = None, json_path: Path | None = None, quick: bool = False) -> int:
+    """Run the benchmark and print it: the command ``torchintro bench``.
+
+    Args:
+        device: ``"cpu"``, or ``"cuda"`` for the CPU, the GPU and the two against each other.
+        rows: Names of rows or of groups of rows; None for all that are meant for the device.
+        json_path: Where to write the record of the run.
+        quick: Scale everything down to some seconds; the figures then mean nothing, and no target is judged.
+
+    Returns:
+        The exit code: 0, or 1 if a peer was wrong or broke down, or 2 if an argument is wrong. Missing a target is not
+        a failure.
+    """
+    try:
+        chosen = _check_arguments(device, rows, json_path)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    no_gpu = _why_no_gpu() if device == "cuda" else ""
+    if no_gpu:
+        print(f"bench: {no_gpu}; only the CPU is measured.\n")
+    host = torch.device("cpu")
+    gpu = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" and not no_gpu else None
+    machine = describe(gpu or host)
+    print("\n".join(machine_lines(machine)), flush=True)
+
+    everywhere = [row for row in chosen if row.device == "cpu"]
+    limits: dict[str, Limits | None] = {}
+    results: dict[str, list[RowResult]] = {}
+    limits["cpu"], results["cpu"] = _run(everywhere, host, quick=quick, compile=not quick and gpu is None)
+    if gpu is not None:
+        limits["cuda"], results["cuda"] = _run(chosen, gpu, quick=quick, compile=not quick)
+        print("\n" + "\n".join(versus_lines(results["cpu"], results["cuda"])))
+    for row in chosen:
+        if row.device == "cuda" and rows is not None and gpu is None:
+            print(f"{row.id}: only for --device cuda on a machine with a GPU")
+
+    everything = [result for part in results.values() for result in part]
+    print("\n" + "\n".join(_summary(everything, quick)), flush=True)
+    if json_path is not None:
+        record = {
+            "schema": SCHEMA,
+            "quick": quick,
+            "machine": machine,
+            "limits": {name: measured.record() for name, measured in limits.items() if measured is not None},
+            "rows": [result.record() for result in everything],
+        }
+        json_path.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"written to {json_path}")
+    failed = [result for result in everything if result.failures]
+    for result in failed:
+        print(f"bench: {result.row.id} on {result.device} failed: {result.failures[0]}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _check_arguments(device: str, rows: Sequence[str] | None, json_path: Path | None) -> list[Row]:
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"bench: device must be cpu or cuda, but got {device!r}")
+    # Now, and not after minutes of measuring.
+    if json_path is not None and (not json_path.absolute().parent.is_dir() or json_path.is_dir()):
+        raise ValueError(f"bench: json must be a file in a folder that exists, but got {str(json_path)!r}")
+    return select(rows or None)
+
+
+def _why_no_gpu() -> str:
+    if torch.version.cuda is None:
+        return f"there is no GPU to use: torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "there is no GPU to use: torch finds none on this machine"
+    if not _C.build_info()["cuda"]:
+        return "this build of torchintro has no CUDA kernels"
+    return ""
+
+
+def _run(
+    rows: Sequence[Row], device: torch.device, *, quick: bool, compile: bool
+) -> tuple[Limits | None, list[RowResult]]:
+    """Measure the limits of a device, then the rows, and print each as it is done."""
+    if not rows:
+        return None, []
+    effort = QUICK if quick else FULL
+    limits = measure_limits(device, replace(effort, seconds=effort.seconds / 4), quick=quick)
+    print(f"\n{device.type.upper()} limits: " + "; ".join(limits.lines()))
+    print("\n".join(header()), flush=True)
+    results = []
+    said: set[str] = set()
+    for row in rows:
+        small = quick_row(row) if quick else row
+        result = run_row(small, device, limits, effort, compile=compile, judge=not quick)
+        print("\n".join(row_lines(result, said)), flush=True)
+        results.append(result)
+    return limits, results
+
+
+def run_row(
+    row: Row,
+    device: torch.device,
+    limits: Limits,
+    effort: Effort,
+    *,
+    compile: bool = True,
+    judge: bool = True,
+    fused: Operator | None = None,
+) -> RowResult:
+    """Verify the peers of a row, and if they are right, measure them.
+
+    Args:
+        row: The record.
+        device: Where.
+        limits: What the device can do at most.
+        effort: How long to measure.
+        compile: Whether to include ``torch.compile``.
+        judge: Whether to compare with the row's targets.
+        fused: What the peer ``"fused"`` of a step calls, by default :func:`torchintro.linear_mse_loss`.
+
+    Returns:
+        The figures, or in ``failures`` why there are none.
+    """
+    result = RowResult(row, device.type)
+    try:
+        work = make_work(row, device, compile=compile, fused=fused)
+        result.skipped = work.skipped
+        result.checks = work.verify()
+        result.notes = work.notes
+        result.failures = [
+            f"{peer} computes {name} with an error of {check.error:.2e}, where {check.allowed:.2e} is allowed"
+            for peer, checks in result.checks.items()
+            for name, check in checks.items()
+            if not check.passed
+        ]
+        if result.failures:
+            return result
+        if row.kind == "memory":
+            _measure_memory(result, work)
+        else:
+            _measure_time(result, work, limits, effort)
+            if device.type == "cuda" and row.device == "cpu":
+                result.transfer_seconds = _transfer_seconds(work)
+    except Exception as error:  # the other rows are still worth having, and the exit code tells
+        result.failures.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return result
+    if judge and row.device == device.type:
+        result.verdicts = _judge(result)
+    return result
+
+
+def _measure_memory(result: RowResult, work: Work) -> None:
+    for peer in work.calls:
+        try:
+            result.measurements[peer] = Measurement((float(extra_peak(result.row, peer, work.device)),))
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            result.skipped[peer] = str(error)
+
+
+def _measure_time(result: RowResult, work: Work, limits: Limits, effort: Effort) -> None:
+    row = result.row
+    probe = _probe(work, limits)
+    calls = dict(work.calls)
+    if probe is not None:
+        probe.call()
+        calls[_PROBE] = probe.call
+    timed = interleaved(calls, effort, work.device, cold=work.cold)
+    if probe is not None:
+        result.bound = _bound(row, probe, timed.pop(_PROBE), limits)
+    result.measurements = {peer: measured.scaled(row.scale) for peer, measured in timed.items()}
+
+
+_PROBE = "probe"  # its name among the peers
+
+
+def _probe(work: Work, limits: Limits) -> Probe | None:
+    """Return what to time among the peers of a row to know the row's limit at that moment and that size."""
+    row = work.row
+    floor = work.floor()
+    if floor is not None:
+        return Probe("W.sum().backward()" if row.limit == "call" else "a study with an empty objective", floor, 1)
+    if row.limit in ("read", "copy"):
+        return traffic_probe(row.limit, limits.ways[row.limit], count(row).bytes, work.device)
+    if row.limit == "matrix":
+        dtype = limits.matrix_dtype(row.dtype)
+        return matrix_probe(dtype, limits.ways[dtype_name(dtype)], limits.matrix_size, work.device)
+    return None
+
+
+def _bound(row: Row, probe: Probe, timed: Measurement, limits: Limits) -> Bound:
+    need = count(row)
+    if row.limit not in ("read", "copy", "matrix"):
+        return Bound(probe.way, timed.median, timed)
+    rate = probe.amount / timed.median
+    if row.limit == "matrix":
+        traffic, operations = need.bytes / limits.read, need.operations / rate
+    else:
+        traffic, operations = need.bytes / rate, need.operations / limits.rate(row.dtype)
+    if operations > traffic:
+        return Bound(f"{need.operations / 1e9:.3g} GFLOP of matrix products", operations, timed)
+    return Bound(f"{row.limit} {need.bytes / 1e6:.3g} MB once", traffic, timed)
+
+
+def _judge(result: RowResult) -> list[Verdict]:
+    verdicts = []
+    for target in result.row.targets:
+        if target.cpu not in cpu_name():
+            continue
+        fused = result.measurements["fused"].median if "fused" in result.measurements else 0.0
+        if target.of == "limit":
+            other = result.bound.seconds if result.bound else 0.0
+        else:
+            other = result.measurements[target.of].median if target.of in result.measurements else 0.0
+        comparable = fused > 0 and other > 0
+        verdicts.append(
+            Verdict(
+                target,
+                target.ratio(fused, other) if comparable else None,
+                target.met(fused, other) if comparable else None,
+            )
+        )
+    return verdicts
+
+
+def _transfer_seconds(work: Work, samples: int = 3) -> float:
+    """Return how long it takes to bring a row's data from ordinary memory to the GPU."""
+    host = [tensor.cpu() for tensor in work.inputs()]
+    times = []
+    for _ in range(samples):
+        torch.cuda.synchronize(work.device)
+        start = time.perf_counter()
+        for tensor in host:
+            tensor.to(work.device)
+        torch.cuda.synchronize(work.device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _summary(results: Sequence[RowResult], quick: bool) -> list[str]:
+    failed, short = (
+        [f"{result.row.id} ({result.device})" for result in results if result.status == status]
+        for status in ("failed", "short of target")
+    )
+    judged = sum(any(verdict.met is not None for verdict in result.verdicts) for result in results)
+    lines = [f"{len(results)} rows, {len(results) - len(failed)} verified against float64"]
+    if failed:
+        lines.append(f"FAILED: {', '.join(failed)}")
+    if quick:
+        lines.append("quick: shapes and repeats are scaled down, so no figure means anything and no target is judged")
+    else:
+        lines.append(f"{judged} rows have targets; short of them: {', '.join(short) or 'none'}")
+    return lines

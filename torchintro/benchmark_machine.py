@@ -1,0 +1,208 @@
+"""The machine that the benchmark runs on: its description and its measured limits."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _C
+from ._version import __version__
+from .benchmark_timing import Call, Effort, interleaved
+
+__all__ = [
+    "Limits",
+    "Probe",
+    "cpu_name",
+    "describe",
+    "dtype_name",
+    "matrix_probe",
+    "measure_limits",
+    "traffic_probe",
+]
+
+READERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": torch.sum,
+    "vector_norm": torch.linalg.vector_norm,
+    "dot": lambda x: torch.dot(x, x),
+    "amax": torch.amax,
+}
+COPIERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "copy_": lambda to, x: to.copy_(x),
+    "neg": lambda to, x: torch.neg(x, out=to),
+}
+# Where a dtype's own products are emulated, or so slow that measuring them takes minutes, float32's rate is the limit.
+MATRIX_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def _mm(a: Tensor, b: Tensor) -> Tensor:
+    return torch.mm(a, b.t())
+
+
+def _onednn(a: Tensor, b: Tensor) -> Tensor:
+    # Not a public operator, but the only way to oneDNN where PyTorch itself chooses MKL.
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    return product
+
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mm": _mm, "oneDNN": _onednn}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A call that does nothing but reach one limit of the machine.
+
+    Attributes:
+        way: The operator that it uses.
+        call: The call.
+        amount: Bytes or operations of a call.
+    """
+
+    way: str
+    call: Call
+    amount: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine can do at most, as far as PyTorch's own operators show.
+
+    Attributes:
+        read: Bytes per second of reading.
+        copy: Bytes per second of reading and writing as much, both counted.
+        matrix: Operations per second of matrix products, by dtype.
+        matrix_size: Side of the matrices.
+        ways: The operator that reached each limit.
+    """
+
+    read: float
+    copy: float
+    matrix: dict[torch.dtype, float]
+    matrix_size: int
+    ways: dict[str, str]
+
+    def matrix_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype whose rate stands for this one's: float32 if its own was not measured."""
+        return dtype if dtype in self.matrix else torch.float32
+
+    def rate(self, dtype: torch.dtype) -> float:
+        """Return the matrix rate of a dtype."""
+        return self.matrix[self.matrix_dtype(dtype)]
+
+    def record(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
+        return {
+            "read_bytes_per_second": self.read,
+            "copy_bytes_per_second": self.copy,
+            "matrix_operations_per_second": {str(dtype): rate for dtype, rate in self.matrix.items()},
+            "ways": self.ways,
+        }
+
+    def lines(self) -> list[str]:
+        """Return the figures for people."""
+        rates = [f"read {self.read / 1e9:.1f} GB/s ({self.ways['read']})"]
+        rates.append(f"copy {self.copy / 1e9:.1f} GB/s ({self.ways['copy']}, read + written)")
+        for dtype, rate in self.matrix.items():
+            rates.append(f"matrix {dtype_name(dtype)} {rate / 1e9:.0f} GFLOP/s ({self.ways[dtype_name(dtype)]})")
+        return rates
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name without its module."""
+    return str(dtype).removeprefix("torch.")
+
+
+def traffic_probe(limit: str, way: str, size: int, device: torch.device) -> Probe:
+    """Return a probe that reads ``size`` bytes, or for ``"copy"`` reads half of them and writes as many."""
+    if limit == "copy":
+        x = torch.ones(max(1, size // 8), device=device)
+        to, copier = torch.empty_like(x), COPIERS[way]
+        return Probe(way, lambda: copier(to, x), 2 * x.nbytes)
+    x = torch.ones(max(1, size // 4), device=device)
+    reader = READERS[way]
+    return Probe(way, lambda: reader(x), x.nbytes)
+
+
+def matrix_probe(dtype: torch.dtype, way: str, size: int, device: torch.device) -> Probe:
+    """Return a probe that multiplies two square matrices."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    product = PRODUCTS[way]
+    return Probe(way, lambda: product(a, b), 2 * size**3)
+
+
+def measure_limits(device: torch.device, effort: Effort, *, quick: bool) -> Limits:
+    """Measure the limits of a device, each in several ways of which the fastest counts."""
+    ways: dict[str, str] = {}
+
+    def fastest(name: str, probes: list[Probe]) -> float:
+        timed = interleaved({probe.way: probe.call for probe in probes}, effort, device)
+        # A limit is what was reached once, not what is reached on average.
+        rates = {probe.way: probe.amount / min(timed[probe.way].samples) for probe in probes}
+        ways[name] = max(rates, key=lambda way: rates[way])
+        return rates[ways[name]]
+
+    size = (1 << 24) if quick else (1 << 28) if device.type == "cpu" else (1 << 30)
+    read = fastest("read", [traffic_probe("read", way, size, device) for way in READERS])
+    copy = fastest("copy", [traffic_probe("copy", way, size, device) for way in COPIERS])
+    side = 256 if quick else 2048 if device.type == "cpu" else 8192
+    matrix = {}
+    for dtype in MATRIX_DTYPES:
+        probes = [matrix_probe(dtype, way, side, device) for way in PRODUCTS if _works(way, dtype, device)]
+        matrix[dtype] = fastest(dtype_name(dtype), probes)
+    return Limits(read, copy, matrix, side, ways)
+
+
+def _works(way: str, dtype: torch.dtype, device: torch.device) -> bool:
+    try:
+        matrix_probe(dtype, way, 16, device).call()
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return False
+    return True
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Return what a reader of the figures must know of the machine and of the software."""
+    machine: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "kernels": _C.cpu_level(),
+        "torch_kernels": torch.backends.cpu.get_cpu_capability(),
+        # Other work on the machine is the commonest reason for figures that nobody can repeat.
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+        "torchintro": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine["gpu"] = {
+            "name": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_bytes": properties.total_memory,
+            "cuda": torch.version.cuda,
+        }
+    return machine
+
+
+def cpu_name() -> str:
+    """Return the processor's model."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
