@@ -61,7 +61,9 @@ def choose_cuda() -> bool:
 
 
 def sources(*folders: str) -> list[str]:
-    found = [path for folder in folders for path in (ROOT / "csrc" / folder).glob("*") if path.suffix in (".cpp", ".cu")]
+    found = [
+        path for folder in folders for path in (ROOT / "csrc" / folder).glob("*") if path.suffix in (".cpp", ".cu")
+    ]
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
@@ -70,8 +72,8 @@ operator_folders = [".", "autograd", "autocast", "composite", "cpu", "cpu/kernel
 include_dirs = [str(ROOT / "csrc")]
 # -g0: the -g that Python was built with would more than double the compile time, and the library's size tenfold.
 flags = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
-# Compiled with OpenMP but not linked to it: the symbols come from the OpenMP runtime that torch has loaded, so that both
-# share one pool of threads.
+# Compiled with OpenMP but not linked to it: the symbols come from the OpenMP runtime that torch has loaded, so that
+# both share one pool of threads.
 compile_flags = {"cxx": [*flags, "-fopenmp"]}
 architectures = ""
 if with_cuda:
@@ -85,14 +87,14 @@ if with_cuda:
     include_dirs += [str(path) for path in Path(torch.__file__).parent.parent.glob(f"nvidia/cu{major}/include")]
 
 # py_limited_api: no Python in it, hence nothing of one Python version.
-operators = (CUDAExtension if with_cuda else CppExtension)(
+operators = (CUDAExtension if with_cuda else CppExtension)(  # type: ignore[no-untyped-call]
     "torchintro._ops",
     sources(*operator_folders),
     include_dirs=include_dirs,
     extra_compile_args=compile_flags,
     py_limited_api=True,
 )
-module = CppExtension(
+module = CppExtension(  # type: ignore[no-untyped-call]
     "torchintro._C",
     [*sources("python"), "csrc/cpu/kernels/level.cpp"],
     include_dirs=[*include_dirs, pybind11.get_include()],

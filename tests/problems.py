@@ -102,17 +102,38 @@ def make_problem(
         linear_weight=draw(out_features, in_features, dtype=dtype),
         target=draw(*rows, out_features, dtype=target_dtype),
         linear_bias=draw(out_features, dtype=dtype) if bias else None,
-        weight=None if weight is None else draw(*rows, *([out_features] * (weight == "element")), dtype=target_dtype).abs(),
+        weight=None
+        if weight is None
+        else draw(*rows, *([out_features] * (weight == "element")), dtype=target_dtype).abs(),
         reduction=reduction,
         requires_grad=(*requires_grad[:3], requires_grad[3] and bias),
     )
 
 
+# Views with the same values and other strides; what lies between the values is nan.
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def every_second(tensor: Tensor) -> Tensor:
+    return torch.stack([tensor, torch.full_like(tensor, float("nan"))], dim=-1)[..., 0]
+
+
+def padded_rows(tensor: Tensor) -> Tensor:
+    return torch.nn.functional.pad(tensor, (1, 2), value=float("nan"))[..., 1:-2]
+
+
+def expanded(tensor: Tensor) -> Tensor:
+    return tensor[:1].expand_as(tensor)
+
+
 def assert_as_exact_as_eager(problem: Problem, *, upstream: float = 0.7, operator: Operator = linear_mse_loss) -> None:
     """Compare with float64: no error may be larger than a small multiple of eager PyTorch's in the same dtype.
 
-    The bound has a second term, for what eager happens to hit exactly: a few roundings of every term of the sums that make a
-    result, before anything cancels. The same formula on absolute values, with the target negated, adds those terms up.
+    The bound has a second term, for what eager happens to hit exactly: a few roundings of every term of the sums that
+    make a result, before anything cancels. The same formula on absolute values, with the target negated, adds them up.
     """
     ours = problem.results(operator, upstream)
     eager = problem.results(reference.linear_mse_loss, upstream)

@@ -121,7 +121,7 @@ def test_only_the_gradients_asked_for_are_computed(leaves: list[Tensor]) -> None
 
 
 def test_changing_an_argument_in_place_before_backward(leaves: list[Tensor]) -> None:
-    """The gradients are those of the forward pass's values, and a second derivative that needs the old ones is refused."""
+    """The gradients are those of the forward pass's values; a second derivative that needs the old ones is refused."""
     expected = exact(leaves)
     loss = call(leaves)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_anomaly_mode_and_detect_nan(leaves: list[Tensor]) -> None:
         call(leaves).backward()
         with torch.no_grad():
             leaves[0][0, 0] = float("nan")
-        with pytest.raises(RuntimeError, match="LinearMSELossBackward.*nan"):
+        with pytest.raises(RuntimeError, match=r"LinearMSELossBackward.*nan"):
             call(leaves).backward()
 
 

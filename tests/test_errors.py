@@ -240,13 +240,15 @@ def test_a_weight_that_requires_a_gradient_is_fine_where_none_is_computed() -> N
 
 
 def test_gradients_operator_has_none_for_none() -> None:
-    with pytest.raises(ValueError, match="^_linear_mse_loss_grads: reduction must be 'mean' or 'sum', but got 'none'"):
+    with pytest.raises(ValueError, match=r"^_linear_mse_loss_grads: reduction must be 'mean' or 'sum', but got 'none'"):
         gradients(good_call("cpu") | {"reduction": "none"})
 
 
 def test_gradients_operator_has_no_bias_gradient_without_a_bias() -> None:
     positional, _ = split(good_call("cpu"))
-    with pytest.raises(ValueError, match=r"^_linear_mse_loss_grads: output_mask\[3\] must be False without a linear_bias"):
+    with pytest.raises(
+        ValueError, match=r"^_linear_mse_loss_grads: output_mask\[3\] must be False without a linear_bias"
+    ):
         torch.ops.torchintro._linear_mse_loss_grads(*positional, None, None, "mean", [False, False, False, True])
 
 

@@ -1,4 +1,4 @@
-"""Finite differences for every subset of gradients x reduction x bias x weight, first and second order, in both regimes."""
+"""Finite differences: every subset of gradients x reduction x bias x weight, first and second order, both regimes."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def test_first_and_second_order(device: str, sizes: tuple, reduction: str, subse
 @pytest.mark.parametrize("weight", [None, "element", "row"])
 def test_forward_mode_and_batched_gradients(reduction: str, weight: str | None) -> None:
     function, wanted = as_function(make_problem(3, 4, 2, reduction=reduction, weight=weight))
-    assert gradcheck(
-        function, wanted, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
-    )
+    assert gradcheck(function, wanted, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
     assert gradgradcheck(function, wanted, check_fwd_over_rev=True, check_rev_over_rev=True)
 
 

@@ -73,7 +73,10 @@ def test_from_linear_shares_the_parameters() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(TypeError, match=r"LinearMSELoss.from_linear: linear must be an nn.Linear, but got Conv1d"):
         LinearMSELoss.from_linear(nn.Conv1d(1, 1, 1))
-    for make in (lambda: LinearMSELoss(4, 3, reduction="avg"), lambda: LinearMSELoss.from_linear(nn.Linear(4, 3), reduction="avg")):
+    for make in (
+        lambda: LinearMSELoss(4, 3, reduction="avg"),
+        lambda: LinearMSELoss.from_linear(nn.Linear(4, 3), reduction="avg"),
+    ):
         with pytest.raises(ValueError, match="reduction must be 'mean', 'sum' or 'none', but got 'avg'"):
             make()
 

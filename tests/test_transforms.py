@@ -36,7 +36,9 @@ def both(function, *arguments):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("in_dims", [d for d in itertools.product([0, None], repeat=3) if any(x is not None for x in d)])
+@pytest.mark.parametrize(
+    "in_dims", [d for d in itertools.product([0, None], repeat=3) if any(x is not None for x in d)]
+)
 def test_vmap(problem, reduction: str, in_dims: tuple) -> None:
     def batch(tensor: Tensor, dim: int | None) -> Tensor:
         return tensor if dim is None else torch.stack([tensor, tensor * 2, tensor - 1])
@@ -252,7 +254,9 @@ def test_make_fx_keeps_the_operators(problem) -> None:
 @pytest.mark.parametrize("weight", [None, "element", "row"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize(("dtype", "target_dtype"), DTYPES)
-def test_opcheck(device: str, dtype: torch.dtype, target_dtype: torch.dtype, reduction: str, weight: str | None) -> None:
+def test_opcheck(
+    device: str, dtype: torch.dtype, target_dtype: torch.dtype, reduction: str, weight: str | None
+) -> None:
     problem = make_problem(
         (2, 3), 4, 2, weight=weight, reduction=reduction, dtype=dtype, target_dtype=target_dtype, device=device
     )
@@ -280,7 +284,8 @@ def test_torchscript(problem) -> None:
     arguments = problem.input, problem.linear_weight.detach().requires_grad_(), problem.target
     for _ in range(3):  # the profiling executor specialises on the second run
         assert_same(
-            torch.autograd.grad(scripted(*arguments), arguments[1]), torch.autograd.grad(script_step(*arguments), arguments[1])
+            torch.autograd.grad(scripted(*arguments), arguments[1]),
+            torch.autograd.grad(script_step(*arguments), arguments[1]),
         )
 
 
@@ -311,19 +316,29 @@ def test_torchscript_trace() -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_meta_tensors(reduction: str) -> None:
-    problem = make_problem((4, 5), 3, 2, weight="row", reduction=reduction, dtype=torch.bfloat16, target_dtype=torch.float32)
+    problem = make_problem(
+        (4, 5), 3, 2, weight="row", reduction=reduction, dtype=torch.bfloat16, target_dtype=torch.float32
+    )
     results, shapes = problem.results(linear_mse_loss), problem.map(lambda t: t.to("meta")).results(linear_mse_loss)
     assert results.keys() == shapes.keys()
     for name, value in results.items():
         assert shapes[name].device.type == "meta"
-        assert (shapes[name].shape, shapes[name].dtype, shapes[name].stride()) == (value.shape, value.dtype, value.stride())
+        assert (shapes[name].shape, shapes[name].dtype, shapes[name].stride()) == (
+            value.shape,
+            value.dtype,
+            value.stride(),
+        )
 
 
 def test_fake_tensors(problem) -> None:
     with FakeTensorMode() as mode:
         results = problem.map(mode.from_tensor).results(linear_mse_loss)
     for name, value in problem.results(linear_mse_loss).items():
-        assert (results[name].shape, results[name].dtype, results[name].device) == (value.shape, value.dtype, value.device)
+        assert (results[name].shape, results[name].dtype, results[name].device) == (
+            value.shape,
+            value.dtype,
+            value.device,
+        )
 
 
 def test_a_tensor_subclass_that_knows_only_aten(problem) -> None:

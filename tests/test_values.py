@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import itertools
 
-import hypothesis
 import pytest
 import torch
-from hypothesis import strategies as st
-from problems import DTYPES, assert_as_exact_as_eager, make_problem
+from problems import (
+    DTYPES,
+    assert_as_exact_as_eager,
+    every_second,
+    expanded,
+    make_problem,
+    padded_rows,
+    transposed,
+)
 from torch import Tensor
 
 import torchintro
 
-# (leading sizes, in_features, out_features): one row, sizes around the vectors and groups of rows, blocks of rows, few and
-# many outputs around the border between the regimes, several chunks of rows.
+# (leading sizes, in_features, out_features): one row, sizes around the vectors and groups of rows, blocks of rows, few
+# and many outputs around the border between the regimes, several chunks of rows.
 SHAPES = [
     ((1,), 1, 1),
     ((100,), 1, 1),
@@ -49,25 +55,16 @@ def test_every_dtype(device: str, shape: tuple, dtype: torch.dtype, target_dtype
 def test_only_gradients_asked_for(device: str, out_features: int, requires_grad: tuple) -> None:
     for bias, weight, reduction in itertools.product([False, True], [None, "row"], ["mean", "sum", "none"]):
         problem = make_problem(
-            (5, 7), 11, out_features, bias=bias, weight=weight, reduction=reduction, requires_grad=requires_grad, device=device
+            (5, 7),
+            11,
+            out_features,
+            bias=bias,
+            weight=weight,
+            reduction=reduction,
+            requires_grad=requires_grad,
+            device=device,
         )
         assert_as_exact_as_eager(problem)  # compares which gradients exist, too
-
-
-def transposed(tensor: Tensor) -> Tensor:
-    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
-
-
-def every_second(tensor: Tensor) -> Tensor:
-    return torch.stack([tensor, torch.full_like(tensor, float("nan"))], dim=-1)[..., 0]
-
-
-def padded_rows(tensor: Tensor) -> Tensor:
-    return torch.nn.functional.pad(tensor, (1, 2), value=float("nan"))[..., 1:-2]
-
-
-def expanded(tensor: Tensor) -> Tensor:
-    return tensor[:1].expand_as(tensor)
 
 
 @pytest.mark.parametrize("stride", [transposed, every_second, padded_rows, expanded])
@@ -87,7 +84,9 @@ def test_leading_sizes_that_do_not_merge(device: str, out_features: int) -> None
     assert_as_exact_as_eager(problem)
 
 
-@pytest.mark.parametrize(("leading", "d", "o"), [((0,), 3, 2), ((0,), 3, 40), ((2, 0), 3, 1), ((4,), 0, 2), ((4,), 0, 40), ((4,), 3, 0)])
+@pytest.mark.parametrize(
+    ("leading", "d", "o"), [((0,), 3, 2), ((0,), 3, 40), ((2, 0), 3, 1), ((4,), 0, 2), ((4,), 0, 40), ((4,), 3, 0)]
+)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("weight", [None, "element", "row"])
 def test_empty_sizes(device: str, leading: tuple, d: int, o: int, reduction: str, weight: str | None) -> None:
@@ -156,25 +155,3 @@ def test_few_outputs_give_the_same_bits_for_any_number_of_threads(rows: int, d: 
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(results[0][name], other[name]) for name in other)
-
-
-@hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
-@hypothesis.given(st.data())
-def test_any_call(data: st.DataObject) -> None:
-    leading = data.draw(st.lists(st.integers(0, 9), max_size=3), label="leading")
-    dtype, target_dtype = data.draw(st.sampled_from(DTYPES), label="dtypes")
-    problem = make_problem(
-        leading,
-        data.draw(st.integers(0, 40), label="in_features"),
-        data.draw(st.integers(0, 24), label="out_features"),
-        bias=data.draw(st.booleans(), label="bias"),
-        weight=data.draw(st.sampled_from([None, "element", "row"]), label="weight"),
-        reduction=data.draw(st.sampled_from(["mean", "sum", "none"]), label="reduction"),
-        requires_grad=data.draw(st.tuples(*[st.booleans()] * 4), label="requires_grad"),
-        dtype=dtype,
-        target_dtype=target_dtype,
-    )
-    strides = {"kept": lambda tensor: tensor, "every second": every_second, "padded": padded_rows}
-    stride = strides[data.draw(st.sampled_from(sorted(strides)), label="strides")]
-    problem = problem.map(lambda tensor: stride(tensor) if tensor.dim() > 0 else tensor)
-    assert_as_exact_as_eager(problem)

@@ -1,8 +1,9 @@
 """DTensor's rules for the operators, registered when (and only if) DTensor is imported.
 
-Eager autograd decomposes a call on DTensors before it gets here; what arrives is a call without autograd (inference mode)
-or one that torch.compile traces. Both operators then become operators that DTensor shards itself. The decomposition has
-no ``mse_loss``, whose gradient on a batch-sharded DTensor is wrong by the number of shards in torch 2.13.
+Eager autograd decomposes a call on DTensors before it gets here; what arrives is a call without autograd (inference
+mode) or one that torch.compile traces. Both operators then become operators that DTensor shards itself. The
+decomposition has no ``mse_loss``, whose gradient on a batch-sharded DTensor is wrong by the number of shards in torch
+2.13.
 """
 
 from __future__ import annotations

@@ -42,9 +42,9 @@ def _check_build(built_torch: str, built_cuda: str) -> None:
         )
     running_cuda = torch.version.cuda or ""
     if built_cuda and built_cuda.split(".")[0] != running_cuda.split(".")[0]:
+        running = f"CUDA {running_cuda}" if running_cuda else "no CUDA"
         raise ImportError(
-            f"torchintro: built for CUDA {built_cuda}, but this torch has {'CUDA ' + running_cuda if running_cuda else 'no CUDA'}; "
-            f"rebuild it with `{_BUILD}`"
+            f"torchintro: built for CUDA {built_cuda}, but this torch has {running}; rebuild it with `{_BUILD}`"
         )
 
 
@@ -57,7 +57,7 @@ def _load() -> None:
     info = _C.build_info()
     _check_build(info["torch"], info["cuda"])
     try:
-        torch.ops.load_library(path)
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ImportError(f"torchintro: {path.name} does not load ({error}); rebuild it with `{_BUILD}`") from error
 

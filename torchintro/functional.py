@@ -24,11 +24,12 @@ def linear_mse_loss(
     r"""Compute the mean squared error of a linear layer, and in training its gradients, in one pass over ``input``.
 
     Equal to ``F.mse_loss(F.linear(input, linear_weight, linear_bias), target, reduction=reduction)``, without the
-    prediction ever being stored. The gradients of :math:`s \sum v (x W^\top + b - t)^2` are computed in the forward pass;
-    the backward pass scales them.
+    prediction ever being stored. The gradients of :math:`s \sum v (x W^\top + b - t)^2` are computed in the forward
+    pass; the backward pass scales them.
 
     Args:
-        input: :math:`(*, D)`, D = ``in_features``; any leading shape, any strides. float64, float32, bfloat16 or float16.
+        input: :math:`(*, D)`, D = ``in_features``; any leading shape, any strides. float64, float32, bfloat16 or
+            float16.
         linear_weight: :math:`(O, D)`, O = ``out_features``; ``input``'s dtype.
         target: :math:`(*, O)`, the prediction's shape: nothing is broadcast. ``input``'s dtype, or float32 for a 16-bit
             ``input``; the loss has the dtype of ``target``.
@@ -53,7 +54,8 @@ def linear_mse_loss(
         >>> loss.item(), w.grad
         (1.0, tensor([[-2., -2., -2.]]))
     """
-    return _operator(input, linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction)
+    loss: Tensor = _operator(input, linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction)
+    return loss
 
 
 _operator = torch.ops.torchintro.linear_mse_loss.default

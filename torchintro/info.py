@@ -15,7 +15,7 @@ from ._version import __version__
 __all__ = ["collect"]
 
 _OPERATOR = "torchintro::linear_mse_loss"
-_KEYS = ("CPU", "CUDA", "Meta", "AutogradCPU", "AutocastCPU", "AutocastCUDA", "FuncTorchBatched")
+_KEYS = ("CPU", "CUDA", "Meta", "Autograd", "AutocastCPU", "AutocastCUDA", "FuncTorchBatched")
 
 
 def _version(package: str) -> str:

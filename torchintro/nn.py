@@ -13,9 +13,10 @@ __all__ = ["LinearMSELoss"]
 
 
 class LinearMSELoss(nn.Module):
-    """A linear layer and its mean squared error in one module, as :class:`torch.nn.LinearCrossEntropyLoss` is for classes.
+    """A linear layer and its mean squared error in one module.
 
-    ``LinearMSELoss(d, o)(x, y)`` equals ``nn.MSELoss()(nn.Linear(d, o)(x), y)``; ``criterion.linear(x)`` predicts.
+    ``LinearMSELoss(d, o)(x, y)`` equals ``nn.MSELoss()(nn.Linear(d, o)(x), y)``; ``criterion.linear(x)`` predicts. The
+    sibling for regression of :class:`torch.nn.LinearCrossEntropyLoss`.
 
     Args:
         in_features: Size of each input row.

@@ -1,0 +1,87 @@
+# make demo and make test do everything on a fresh machine; `make help` lists the rest.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+CUDA_VENV ?= .venv-cuda
+CUDA_TORCH ?= torch==2.11.0
+# The toolkit that nvcc belongs to: nvcc on the PATH may be a link or a wrapper, but it knows its own place.
+CUDA_HOME ?= $(shell nvcc --dryrun -c none.cu 2>&1 | sed -n 's/^\#\$$ _HERE_=//p' | xargs -r dirname)
+
+BIN := $(VENV)/bin
+BUILD_NEEDS := "setuptools>=77" wheel ninja "pybind11>=2.13" numpy
+SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f)
+ENVIRONMENT := $(VENV)/.environment-$(TORCH)
+INSTALLED := $(VENV)/.installed
+LINT_INSTALLED := $(VENV)/.lint-installed
+CUDA_ENVIRONMENT := $(CUDA_VENV)/.environment-$(CUDA_TORCH)
+CUDA_INSTALLED := $(CUDA_VENV)/.installed
+
+.PHONY: help demo test lint format bench build cuda-environment cuda-build gpu-check clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST) | awk '{printf "  make %-18s", $$2; $$1=$$2=""; print}'
+
+demo: $(INSTALLED) ## Set up, build and run the introduction's six steps on real data
+	$(BIN)/torchintro demo
+
+test: $(INSTALLED) ## Set up, build and run the test suite
+	$(BIN)/pytest
+
+bench: $(INSTALLED) ## Time eager PyTorch, torch.compile and the fused operator side by side
+	$(BIN)/torchintro bench --json benchmarks/results/latest.json
+
+lint: $(LINT_INSTALLED) ## Check format, style and types: ruff, clang-format, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'examples/*' | grep -E '\.(h|cpp|cu|cuh)$$')
+	$(BIN)/mypy
+
+format: $(LINT_INSTALLED) ## Format the sources in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'examples/*' | grep -E '\.(h|cpp|cu|cuh)$$')
+
+build: $(INSTALLED) ## Set up and build only
+
+$(ENVIRONMENT):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet $(BUILD_NEEDS)
+	rm -f $(VENV)/.environment-* && touch "$@"
+
+$(INSTALLED): $(ENVIRONMENT) $(SOURCES)
+	$(BIN)/pip install --no-build-isolation --editable ".[cli,test]"
+	touch "$@"
+
+$(LINT_INSTALLED): $(INSTALLED)
+	$(BIN)/pip install --quiet --no-build-isolation $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['lint'])")
+	touch "$@"
+
+cuda-environment: $(CUDA_ENVIRONMENT) # Install a CUDA build of the oldest torch supported (5 GB, no GPU needed)
+
+$(CUDA_ENVIRONMENT):
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/pip install --quiet --upgrade pip
+	$(CUDA_VENV)/bin/pip install --quiet "$(CUDA_TORCH)"
+	$(CUDA_VENV)/bin/pip install --quiet $(BUILD_NEEDS)
+	touch "$@"
+
+# A build folder and a wheel of its own, so that the checkout's in-place build for the other torch stays as it is.
+$(CUDA_INSTALLED): $(CUDA_ENVIRONMENT) $(SOURCES) $(wildcard torchintro/*.py)
+	rm -rf build/cuda/dist
+	CUDA_HOME="$(CUDA_HOME)" TORCHINTRO_CUDA=1 $(CUDA_VENV)/bin/python setup.py --quiet \
+		build --build-base build/cuda bdist_wheel --dist-dir build/cuda/dist
+	$(CUDA_VENV)/bin/pip install --quiet --force-reinstall --no-deps build/cuda/dist/*.whl
+	$(CUDA_VENV)/bin/pip install --quiet "$(CUDA_TORCH)" "$$(ls build/cuda/dist/*.whl)[cli,test]"
+	touch "$@"
+
+cuda-build: $(CUDA_INSTALLED) ## Compile, link and register the CUDA kernels without a GPU; CPU tests on the oldest torch
+	$(CUDA_VENV)/bin/pytest tests/test_cuda_build.py -rs
+	$(CUDA_VENV)/bin/pytest -m "not slow"
+
+gpu-check: ## On a machine with a GPU and torch: build, all tests marked cuda, benchmarks, a record of the figures
+	$(PYTHON) benchmarks/gpu_check.py
+
+clean: ## Remove what was built (not the environments)
+	rm -rf build dist torchintro/*.so *.egg-info $(INSTALLED) $(CUDA_INSTALLED)
