@@ -8,6 +8,7 @@ Environment: TORCHINTRO_CUDA=0|1 overrides the choice below; TORCH_CUDA_ARCH_LIS
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import shutil
@@ -30,12 +31,17 @@ def stop(sentence: str) -> None:
 try:
     import torch
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension, is_ninja_available
-except ImportError:
-    stop("torch is not installed here; run `pip install torch`, then `pip install --no-build-isolation torchintro`.")
+except ImportError as error:
+    stop(f"torch cannot be imported here ({error}); run `pip install torch`, then build with `--no-build-isolation`.")
 try:
     import pybind11
 except ImportError:
     stop("pybind11 is not installed here; run `pip install pybind11` and build again.")
+with contextlib.suppress(ImportError):
+    import ninja
+
+    # An environment that is used without being activated has its ninja, but not on the PATH.
+    os.environ["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), ninja.BIN_DIR]))
 if not is_ninja_available():
     stop("ninja is not installed here; run `pip install ninja` and build again.")
 compiler = os.environ.get("CXX", "c++").split()[0]
@@ -70,7 +76,7 @@ def sources(*folders: str) -> list[str]:
 with_cuda = choose_cuda()
 operator_folders = [".", "autograd", "autocast", "composite", "cpu", "cpu/kernels", "functorch", "meta"]
 include_dirs = [str(ROOT / "csrc")]
-# -g0: the -g that Python was built with would more than double the compile time, and the library's size tenfold.
+# -g0: the -g that Python was built with would double the compile time and make the library twenty times as large.
 flags = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 # Compiled with OpenMP but not linked to it: the symbols come from the OpenMP runtime that torch has loaded, so that
 # both share one pool of threads.

@@ -237,6 +237,8 @@ def _line(cells: Sequence[str], widths: Sequence[int] = _WIDTHS, left: int = _LE
 
 
 def _time(seconds: float) -> str:
+    if seconds >= 10:
+        return f"{seconds:.1f} s"
     milliseconds = seconds * 1e3
     digits = 4 if milliseconds < 1 else 3 if milliseconds < 10 else 2 if milliseconds < 100 else 1
     return f"{milliseconds:.{digits}f} ms"

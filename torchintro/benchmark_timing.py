@@ -33,7 +33,7 @@ class Effort:
 
 
 FULL = Effort(block=0.02, seconds=4.0, rounds=(5, 25))
-QUICK = Effort(block=0.001, seconds=0.1, rounds=(3, 5))
+QUICK = Effort(block=0.0005, seconds=0.05, rounds=(3, 5))
 
 
 @dataclass(frozen=True)

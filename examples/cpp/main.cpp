@@ -70,9 +70,8 @@ void train_by_operator(const at::Tensor& x, const at::Tensor& y) {
       const std::optional<at::Tensor>& linear_bias,
       const std::optional<at::Tensor>& weight,
       std::string_view reduction);
-  static const auto linear_mse_loss = c10::Dispatcher::singleton()
-                                          .findSchemaOrThrow("torchintro::linear_mse_loss", "")
-                                          .typed<LinearMSELoss>();
+  static const auto linear_mse_loss =
+      c10::Dispatcher::singleton().findSchemaOrThrow("torchintro::linear_mse_loss", "").typed<LinearMSELoss>();
 
   const at::Tensor weight = at::zeros({1, 1}).requires_grad_();
   const at::Tensor bias = at::zeros({1}).requires_grad_();
