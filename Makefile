@@ -8,13 +8,15 @@ CUDA_TORCH ?= torch==2.11.0
 CUDA_HOME ?= $(shell nvcc --dryrun -c none.cu 2>&1 | sed -n 's/^\#\$$ _HERE_=//p' | xargs -r dirname)
 
 BIN := $(VENV)/bin
-BUILD_NEEDS := "setuptools>=77" wheel ninja "pybind11>=2.13" numpy
+BUILD_NEEDS := "setuptools>=70" wheel ninja "pybind11>=2.13" numpy
 SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f)
 ENVIRONMENT := $(VENV)/.environment-$(TORCH)
 INSTALLED := $(VENV)/.installed
 LINT_INSTALLED := $(VENV)/.lint-installed
 CUDA_ENVIRONMENT := $(CUDA_VENV)/.environment-$(CUDA_TORCH)
 CUDA_INSTALLED := $(CUDA_VENV)/.installed
+# From a folder where `import torchintro` finds the installed package, not the checkout's build for the other torch.
+CUDA_PYTEST := cd $(CUDA_VENV) && bin/pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
 
 .PHONY: help demo test lint format bench build cuda-environment cuda-build gpu-check clean
 
@@ -71,14 +73,14 @@ $(CUDA_ENVIRONMENT):
 $(CUDA_INSTALLED): $(CUDA_ENVIRONMENT) $(SOURCES) $(wildcard torchintro/*.py)
 	rm -rf build/cuda/dist
 	CUDA_HOME="$(CUDA_HOME)" TORCHINTRO_CUDA=1 $(CUDA_VENV)/bin/python setup.py --quiet \
-		build --build-base build/cuda bdist_wheel --dist-dir build/cuda/dist
+		build --build-base build/cuda bdist_wheel --skip-build --dist-dir build/cuda/dist
 	$(CUDA_VENV)/bin/pip install --quiet --force-reinstall --no-deps build/cuda/dist/*.whl
 	$(CUDA_VENV)/bin/pip install --quiet "$(CUDA_TORCH)" "$$(ls build/cuda/dist/*.whl)[cli,test]"
 	touch "$@"
 
 cuda-build: $(CUDA_INSTALLED) ## Compile, link and register the CUDA kernels without a GPU; CPU tests on the oldest torch
-	$(CUDA_VENV)/bin/pytest tests/test_cuda_build.py -rs
-	$(CUDA_VENV)/bin/pytest -m "not slow"
+	$(CUDA_PYTEST) $(CURDIR)/tests/test_cuda_build.py -rs
+	$(CUDA_PYTEST) $(CURDIR)/tests -m "not slow"
 
 gpu-check: ## On a machine with a GPU and torch: build, all tests marked cuda, benchmarks, a record of the figures
 	$(PYTHON) benchmarks/gpu_check.py

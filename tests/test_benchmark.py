@@ -5,6 +5,7 @@ import json
 import re
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torchintro import benchmark, reference
 from torchintro.benchmark_machine import Limits, describe
 from torchintro.benchmark_memory import extra_peak
 from torchintro.benchmark_peers import make_work
-from torchintro.benchmark_report import RowResult, row_lines
+from torchintro.benchmark_report import RowResult, row_lines, versus_lines
 from torchintro.benchmark_rows import ROWS, Row, Target, count, quick_row, select
 from torchintro.benchmark_timing import QUICK, Measurement, interleaved
 
@@ -65,9 +66,11 @@ def test_rows_are_consistent():
             assert (target.at_most is None) != (target.at_least is None)
 
 
-def test_rows_are_chosen_by_name_or_group():
+def test_rows_are_chosen_by_name_or_its_beginning():
     assert [row.id for row in select(["p4C"])] == ["P4c-8", "P4c-16"]
+    assert [row.id for row in select(["p4"])] == ["P4a", "P4b", "P4c-8", "P4c-16", "P4d"]
     assert [row.id for row in select(["P5-16", "P1"])] == ["P1", "P5-16"]
+    assert [row.id for row in select(["P1"], [Row("P1", "step", 1, 1), Row("P10", "step", 1, 1)])] == ["P1"]
     assert select(None) == list(ROWS)
     with pytest.raises(ValueError, match=r"row must be one of P1, P2, .*, but got 'P99'"):
         select(["P99"])
@@ -157,6 +160,7 @@ def test_a_wrong_operator_fails_and_is_not_timed(operator, wrong):
         re.match(rf"fused computes {wrong} with an error of \S+, where \S+ is allowed", f) for f in result.failures
     )
     assert not result.measurements
+    json.dumps(result.record(), allow_nan=False)
     assert not result.checks["fused"][wrong].passed
     if operator not in (wrong_loss, not_a_number):
         assert [name for name, check in result.checks["fused"].items() if not check.passed] == [wrong]
@@ -217,7 +221,7 @@ def test_fast_calls_are_repeated():
 
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bench") / "bench.json"
+    path = tmp_path_factory.mktemp("bench") / "new" / "bench.json"
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = benchmark.main("cpu", ["P1", "P4d"], path, quick=True)
@@ -253,7 +257,7 @@ def test_record(quick_run):
     assert first["dtype"] == "float32"
     assert first["gradients"] == ["linear_weight", "linear_bias"]
     assert first["count"] == {"bytes_read": 808, "bytes_written": 12, "operations": 400, "bytes": 820}
-    assert first["targets"] == []
+    assert [(target["text"], target["met"]) for target in first["targets"]] == [("<= 0.52x eager", None)]
     assert second["limit"]["seconds"] > 0
     for row in record["rows"]:
         assert set(row["peers"]) == {"eager", "fused"}
@@ -326,8 +330,9 @@ def test_wrong_arguments_have_exit_code_2(arguments, message, capsys):
 
 
 def test_a_json_path_that_cannot_be_written_is_refused_at_once(tmp_path, capsys):
-    assert benchmark.main(json_path=tmp_path / "none" / "bench.json") == 2
-    assert "bench: json must be a file in a folder that exists" in capsys.readouterr().err
+    for path in (tmp_path, Path(__file__) / "bench.json"):
+        assert benchmark.main(json_path=path) == 2
+        assert "bench: json must be a file that can be written, but got" in capsys.readouterr().err
 
 
 def test_description_of_the_machine():
@@ -343,3 +348,12 @@ def test_on_a_gpu(tmp_path, capsys):
     assert benchmark.main("cuda", ["P1", "P2", "P4a", "P6c"], path, quick=True) == 0
     assert "GPU against CPU" in capsys.readouterr().out
     assert {row["device"] for row in json.loads(path.read_text())["rows"]} == {"cpu", "cuda"}
+
+
+def test_table_of_gpu_against_cpu():
+    row = row_named("P4a")
+    host = RowResult(row, "cpu", {"fused": Measurement((0.006,))})
+    device = RowResult(row, "cuda", {"fused": Measurement((0.0002,))}, transfer_seconds=0.0198)
+    lines = versus_lines([host], [device])
+    assert re.search(r"^P4a .* 6\.000 ms +0\.2000 ms +30\.0x +19\.80 ms +0\.30x$", lines[-1])
+    assert versus_lines([host], []) == []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from problems import DTYPES, assert_as_exact_as_eager, make_problem, transposed
+from problems import DTYPES, NAMES, Problem, assert_as_exact_as_eager, make_problem, transposed
 from torch import Tensor
 
 from torchintro import _C, linear_mse_loss, reference
@@ -22,12 +22,12 @@ SHAPES = [
     (33000, 64, 1),
     (40000, 33, 3),
     (70000, 1, 1),
-    (300000, 4, 2),
+    (100000, 4, 2),
     (3, 5000, 2),
     (1000, 4097, 5),
     (5000, 256, 16),
     (45000, 8, 400),
-    (2500, 16, 8200),
+    (18000, 8, 1000),
 ]
 # Few and many outputs: kernels of this package's own, and PyTorch's products around one.
 REGIMES = [3, 40]
@@ -47,27 +47,29 @@ def test_column_major_input(out_features: int) -> None:
     assert_as_exact_as_eager(problem.map(transposed))
 
 
-@pytest.fixture
-def sync_is_an_error() -> Iterator[None]:
+def results_without_waiting(problem: Problem) -> dict[str, Tensor]:
+    """Run forward and backward while PyTorch raises an error for every wait of the host for the device."""
+    problem.results(linear_mse_loss)  # libraries that set themselves up may wait
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        return problem.results(linear_mse_loss, upstream=0.5)
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
 
 
-@pytest.mark.usefixtures("sync_is_an_error")
 @pytest.mark.parametrize("weight", [None, "element", "row"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("out_features", REGIMES)
-def test_the_host_never_waits(out_features: int, reduction: str, weight: str | None) -> None:
-    problem = make_problem(50, 7, out_features, weight=weight, reduction=reduction, device="cuda")
-    problem.results(linear_mse_loss, upstream=0.5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_host_never_waits(dtype: torch.dtype, out_features: int, reduction: str, weight: str | None) -> None:
+    problem = make_problem(50, 7, out_features, weight=weight, reduction=reduction, dtype=dtype, device="cuda")
+    assert results_without_waiting(problem).keys() == {"loss", *NAMES}
 
 
-@pytest.mark.usefixtures("sync_is_an_error")
-def test_the_host_never_waits_for_nothing() -> None:
-    for rows, out_features in [(0, 3), (0, 40), (5, 0)]:
-        make_problem(rows, 7, out_features, weight="row", device="cuda").results(linear_mse_loss)
+@pytest.mark.parametrize(("rows", "out_features"), [(0, 3), (0, 40), (5, 0)])
+def test_the_host_never_waits_for_nothing(rows: int, out_features: int) -> None:
+    results_without_waiting(make_problem(rows, 7, out_features, weight="row", device="cuda"))
 
 
 def sgd_step(x: Tensor, w: Tensor, t: Tensor, b: Tensor, v: Tensor) -> Callable[[], Tensor]:
@@ -115,14 +117,20 @@ def test_graph_of_a_training_step(out_features: int, dtype: torch.dtype) -> None
         graph.replay()
         losses.append(loss.clone())
 
-    # The same kernels in the same order: equal, up to PyTorch's choice of a product under capture.
-    torch.testing.assert_close(torch.stack(losses), torch.stack(expected))
-    torch.testing.assert_close(captured_w, w)
-    torch.testing.assert_close(captured_b, b)
+    def check(captured: Tensor, eager: Tensor) -> None:
+        if out_features <= 16:  # the same kernels in the same order; PyTorch may choose another product under capture
+            assert torch.equal(captured, eager)
+        else:
+            rounding = 100 * torch.finfo(dtype).eps if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+            torch.testing.assert_close(captured, eager, rtol=rounding, atol=rounding)
+
+    check(torch.stack(losses), torch.stack(expected))
+    check(captured_w, w)
+    check(captured_b, b)
 
     x.copy_(2 * x)  # a replay reads the tensors that are there now
     graph.replay()
-    torch.testing.assert_close(loss, eager_step())
+    check(loss, eager_step())
 
 
 @pytest.mark.parametrize("out_features", REGIMES)
@@ -187,16 +195,16 @@ BEYOND_32_BITS = 2**31
 
 
 @pytest.fixture
-def needs_16_gb() -> Iterator[None]:
+def needs_20_gb() -> Iterator[None]:
     torch.cuda.empty_cache()
-    if torch.cuda.mem_get_info()[0] < 16 * 2**30:
-        pytest.skip("needs 16 GB of free device memory")
+    if torch.cuda.mem_get_info()[0] < 20 * 2**30:
+        pytest.skip("needs 20 GB of free device memory")
     yield
     torch.cuda.empty_cache()
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("needs_16_gb")
+@pytest.mark.usefixtures("needs_20_gb")
 def test_input_beyond_32_bit_indices() -> None:
     d = 64
     x = torch.zeros(BEYOND_32_BITS // d + 3, d, dtype=torch.bfloat16, device="cuda")
@@ -215,7 +223,7 @@ def test_input_beyond_32_bit_indices() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("needs_16_gb")
+@pytest.mark.usefixtures("needs_20_gb")
 @pytest.mark.parametrize("out_features", [1, 4096])
 def test_target_beyond_32_bit_indices(out_features: int) -> None:
     rows = BEYOND_32_BITS // out_features + 3

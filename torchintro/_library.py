@@ -8,7 +8,7 @@ import torch
 
 __all__ = ["library_path"]
 
-_BUILD = "pip install --no-build-isolation --force-reinstall --no-deps torchintro"
+_REBUILD = "rebuild it in its source folder: `pip install --no-build-isolation --force-reinstall --no-deps .`"
 
 
 def library_path() -> Path:
@@ -37,15 +37,13 @@ def _check_build(built_torch: str, built_cuda: str) -> None:
     """Raise ImportError if the library was built against another torch than the one imported."""
     if _release(built_torch) != _release(torch.__version__):
         raise ImportError(
-            f"torchintro: built for torch {built_torch}, but torch {torch.__version__} is running; rebuild it with "
-            f"`{_BUILD}` (or install torch {_release(built_torch)})"
+            f"torchintro: built for torch {built_torch}, but torch {torch.__version__} is running; {_REBUILD} "
+            f"(or install torch {_release(built_torch)})"
         )
     running_cuda = torch.version.cuda or ""
     if built_cuda and built_cuda.split(".")[0] != running_cuda.split(".")[0]:
         running = f"CUDA {running_cuda}" if running_cuda else "no CUDA"
-        raise ImportError(
-            f"torchintro: built for CUDA {built_cuda}, but this torch has {running}; rebuild it with `{_BUILD}`"
-        )
+        raise ImportError(f"torchintro: built for CUDA {built_cuda}, but this torch has {running}; {_REBUILD}")
 
 
 def _load() -> None:
@@ -53,13 +51,13 @@ def _load() -> None:
     try:
         from . import _C
     except ImportError as error:
-        raise ImportError(f"torchintro: its build is incomplete ({error}); rebuild it with `{_BUILD}`") from error
+        raise ImportError(f"torchintro: its build is incomplete ({error}); {_REBUILD}") from error
     info = _C.build_info()
     _check_build(info["torch"], info["cuda"])
     try:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
-        raise ImportError(f"torchintro: {path.name} does not load ({error}); rebuild it with `{_BUILD}`") from error
+        raise ImportError(f"torchintro: {path.name} does not load ({error}); {_REBUILD}") from error
 
 
 _load()

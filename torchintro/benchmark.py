@@ -7,6 +7,7 @@ gradient is further from float64's than the eager one's rounding explains fails 
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import subprocess
@@ -43,7 +44,7 @@ def main(device: str = "cpu", rows: list[str] | None = None, json_path: Path | N
 
     Args:
         device: ``"cpu"``, or ``"cuda"`` for the CPU, the GPU and the two against each other.
-        rows: Names of rows or of groups of rows; None for all that are meant for the device.
+        rows: Names of rows, or what several begin with; None for all that are meant for the device.
         json_path: Where to write the record of the run.
         quick: Scale everything down to some seconds; the figures then mean nothing, and no target is judged.
 
@@ -70,9 +71,9 @@ def main(device: str = "cpu", rows: list[str] | None = None, json_path: Path | N
     limits["cpu"], results["cpu"] = _run(everywhere, host, quick=quick, compile=not quick and gpu is None)
     if gpu is not None:
         limits["cuda"], results["cuda"] = _run(chosen, gpu, quick=quick, compile=not quick)
-        print("\n" + "\n".join(versus_lines(results["cpu"], results["cuda"])))
+        print("\n".join(versus_lines(results["cpu"], results["cuda"])))
     for row in chosen:
-        if row.device == "cuda" and rows is not None and gpu is None:
+        if row.device == "cuda" and rows and gpu is None:
             print(f"{row.id}: only for --device cuda on a machine with a GPU")
 
     everything = [result for part in results.values() for result in part]
@@ -96,10 +97,14 @@ def main(device: str = "cpu", rows: list[str] | None = None, json_path: Path | N
 def _check_arguments(device: str, rows: Sequence[str] | None, json_path: Path | None) -> list[Row]:
     if device not in ("cpu", "cuda"):
         raise ValueError(f"bench: device must be cpu or cuda, but got {device!r}")
-    # Now, and not after minutes of measuring.
-    if json_path is not None and (not json_path.absolute().parent.is_dir() or json_path.is_dir()):
-        raise ValueError(f"bench: json must be a file in a folder that exists, but got {str(json_path)!r}")
-    return select(rows or None)
+    chosen = select(rows or None)
+    if json_path is not None:  # now, and not after minutes of measuring
+        try:
+            json_path.parent.mkdir(parents=True, exist_ok=True)
+            json_path.open("a").close()
+        except OSError as error:
+            raise ValueError(f"bench: json must be a file that can be written, but got {json_path}: {error}") from None
+    return chosen
 
 
 def _why_no_gpu() -> str:
@@ -129,6 +134,7 @@ def _run(
         result = run_row(small, device, limits, effort, compile=compile, judge=not quick)
         print("\n".join(row_lines(result, said)), flush=True)
         results.append(result)
+        gc.collect()  # the data of a row can hang in a cycle, and the next row needs the memory
     return limits, results
 
 
@@ -176,6 +182,9 @@ def run_row(
             _measure_time(result, work, limits, effort)
             if device.type == "cuda" and row.device == "cpu":
                 result.transfer_seconds = _transfer_seconds(work)
+    except torch.OutOfMemoryError:
+        result.notes.append("left out: the GPU has not enough memory for it")
+        return result
     except Exception as error:  # the other rows are still worth having, and the exit code tells
         result.failures.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         return result

@@ -49,6 +49,14 @@ class Check:
         """False also for NaN."""
         return self.error <= self.allowed
 
+    def record(self) -> dict[str, float | bool | None]:
+        """Return the check for JSON, which has no NaN."""
+        return {
+            "error": self.error if math.isfinite(self.error) else None,
+            "allowed": self.allowed,
+            "passed": self.passed,
+        }
+
 
 class Work(abc.ABC):
     """The data of a row on a device, its peers, and their verification.

@@ -18,14 +18,14 @@ SCHEMA = 1  # of the JSON record; counts up when a field changes its meaning or 
 # The heading and the width of each column; the first three are aligned to the left.
 _COLUMNS = (
     ("row", 7),
-    ("work", 43),
+    ("work", 39),
     ("peer", 14),
-    ("median", 12),
+    ("median", 11),
     ("IQR", 10),
-    ("speed-up", 9),
-    ("GB/s", 7),
-    ("GFLOP/s", 8),
-    ("of limit", 9),
+    ("speed-up", 8),
+    ("GB/s", 6),
+    ("GFLOP/s", 7),
+    ("of limit", 8),
 )
 _WIDTHS = tuple(width for _, width in _COLUMNS)
 _LEFT = 3
@@ -77,19 +77,22 @@ class RowResult:
 
     @property
     def status(self) -> str:
-        """``"failed"``, ``"short of target"`` or ``"ok"``."""
+        """``"failed"``, ``"left out"``, ``"short of target"`` or ``"ok"``."""
         if self.failures:
             return "failed"
+        if not self.measurements:
+            return "left out"
         return "short of target" if any(verdict.met is False for verdict in self.verdicts) else "ok"
 
     def record(self) -> dict[str, Any]:
         """Return the result for JSON."""
-        row = {name: value for name, value in asdict(self.row).items() if name != "targets"}
+        row = asdict(self.row)
         need = count(self.row)
+        verdicts = {verdict.target: verdict for verdict in self.verdicts}
         return {
             **row,
             "dtype": str(self.row.dtype).removeprefix("torch."),
-            "target_device": row.pop("device"),
+            "target_device": self.row.device,
             "device": self.device,
             "work": self.row.work,
             "status": self.status,
@@ -98,8 +101,7 @@ class RowResult:
             "peers": {name: _statistics(measured) for name, measured in self.measurements.items()},
             "skipped": self.skipped,
             "verification": {
-                peer: {name: {**asdict(check), "passed": check.passed} for name, check in checks.items()}
-                for peer, checks in self.checks.items()
+                peer: {name: check.record() for name, check in checks.items()} for peer, checks in self.checks.items()
             },
             "limit": None
             if self.bound is None
@@ -109,13 +111,16 @@ class RowResult:
                 "seconds": self.bound.seconds,
                 "probe": _statistics(self.bound.probe),
             },
-            "targets": [
-                {**asdict(v.target), "text": str(v.target), "ratio": v.ratio, "met": v.met} for v in self.verdicts
-            ],
+            "targets": [_target_record(target, verdicts.get(target)) for target in self.row.targets],
             "transfer_seconds": self.transfer_seconds,
             "notes": self.notes,
             "failures": self.failures,
         }
+
+
+def _target_record(target: Target, verdict: Verdict | None) -> dict[str, Any]:
+    outcome = {"ratio": verdict.ratio, "met": verdict.met} if verdict else {"ratio": None, "met": None}
+    return {**asdict(target), "text": str(target), **outcome}
 
 
 def _statistics(measured: Measurement) -> dict[str, Any]:
@@ -135,11 +140,11 @@ def machine_lines(machine: dict[str, Any]) -> list[str]:
         f"torchintro {machine['torchintro']}, torch {machine['torch']}, Python {machine['python']}, {machine['date']}",
         f"command  {machine['command']}",
         f"CPU      {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; kernels: "
-        f"{machine['kernels']}, PyTorch's: {machine['torch_kernels']}; load {machine['load_average']}",
+        f"{machine['kernels']}, PyTorch's: {machine['torch_kernels']}; load average {machine['load_average']}",
     ]
     load, cores = machine["load_average"], machine["cores"]
     if load is not None and load > 0.5 * cores:
-        lines.append(f"         other work keeps {load} of {cores} cores busy: expect noisy figures")
+        lines.append("         other work keeps the cores busy: figures will be noisy, and those of small shapes wrong")
     if "gpu" in machine:
         gpu = machine["gpu"]
         lines.append(
@@ -209,14 +214,9 @@ def _cells(result: RowResult, peer: str, baseline: Measurement | None) -> list[s
 
 def versus_lines(cpu: Sequence[RowResult], gpu: Sequence[RowResult]) -> list[str]:
     """Return the table of the fused peer on the GPU against the CPU, for the rows timed on both."""
-    columns = (("row", 7), ("work", 43), ("CPU", 12), ("GPU", 12), ("CPU / GPU", 10), ("transfer", 12), ("with it", 10))
+    columns = (("row", 7), ("work", 39), ("CPU", 12), ("GPU", 12), ("CPU / GPU", 10), ("transfer", 12), ("with it", 10))
     widths = [width for _, width in columns]
-    lines = [
-        "GPU against CPU, fused; transfer: input and target from the host, once; with it: CPU / (GPU + transfer)",
-        "",
-        _line([name for name, _ in columns], widths, left=2),
-        _line(["-" * width for width in widths], widths, left=2),
-    ]
+    lines = []
     by_id = {result.row.id: result for result in gpu}
     for host in cpu:
         device = by_id.get(host.row.id)
@@ -228,7 +228,16 @@ def versus_lines(cpu: Sequence[RowResult], gpu: Sequence[RowResult]) -> list[str
         cells = [host.row.id, host.row.work, _time(here), _time(there), _ratio(here / there) + "x"]
         cells += [_time(device.transfer_seconds), _ratio(here / (there + device.transfer_seconds)) + "x"]
         lines.append(_line(cells, widths, left=2))
-    return lines
+    if not lines:
+        return []
+    head = [
+        "",
+        "GPU against CPU, fused; transfer: input and target from the host, once; with it: CPU / (GPU + transfer)",
+        "",
+        _line([name for name, _ in columns], widths, left=2),
+        _line(["-" * width for width in widths], widths, left=2),
+    ]
+    return head + lines
 
 
 def _line(cells: Sequence[str], widths: Sequence[int] = _WIDTHS, left: int = _LEFT) -> str:

@@ -49,7 +49,7 @@ class Row:
     """One line of the benchmark; everything that is run for it follows from this record.
 
     Attributes:
-        id: Its name; what stands before a hyphen names a group of rows.
+        id: Its name; rows of related work share its beginning.
         kind: ``"step"`` (loss and gradients), ``"fit"`` (a training run), ``"study"`` (an Optuna study of training
             runs) or ``"memory"`` (the extra peak memory of a step).
         rows: N, the rows of the input.
@@ -86,11 +86,6 @@ class Row:
     batch_size: int = 0
     measured: tuple[int, int] | None = None
     note: str = ""
-
-    @property
-    def group(self) -> str:
-        """The name that the row shares with its variants."""
-        return self.id.partition("-")[0]
 
     @property
     def scale(self) -> float:
@@ -297,7 +292,8 @@ def select(names: Sequence[str] | None, rows: Sequence[Row] = ROWS) -> list[Row]
     """Return the rows of the given names, in the order of the table.
 
     Args:
-        names: Names of rows or of their groups (``"P4c"`` for ``P4c-8`` and ``P4c-16``), in any case; None for all.
+        names: Names of rows, or what the names of several begin with (``"P4"`` for ``P4a`` to ``P4d``), in any case;
+            None for all.
         rows: The rows to choose from.
 
     Raises:
@@ -305,12 +301,16 @@ def select(names: Sequence[str] | None, rows: Sequence[Row] = ROWS) -> list[Row]
     """
     if names is None:
         return list(rows)
-    known = {name.lower() for row in rows for name in (row.id, row.group)}
+
+    def named(row: Row, name: str) -> bool:
+        rest = row.id[len(name) :]
+        # A number is a name's end: P1 does not mean a P10.
+        return row.id.lower().startswith(name.lower()) and not rest[:1].isdigit()
+
     for name in names:
-        if name.lower() not in known:
+        if not any(named(row, name) for row in rows):
             raise ValueError(f"bench: row must be one of {', '.join(row.id for row in rows)}, but got {name!r}")
-    wanted = {name.lower() for name in names}
-    return [row for row in rows if row.id.lower() in wanted or row.group.lower() in wanted]
+    return [row for row in rows if any(named(row, name) for name in names)]
 
 
 def quick_row(row: Row) -> Row:

@@ -32,7 +32,7 @@ class Effort:
     rounds: tuple[int, int]
 
 
-FULL = Effort(block=0.02, seconds=4.0, rounds=(5, 25))
+FULL = Effort(block=0.02, seconds=3.0, rounds=(5, 25))
 QUICK = Effort(block=0.0005, seconds=0.05, rounds=(3, 5))
 
 

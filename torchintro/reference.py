@@ -22,7 +22,8 @@ def linear_mse_loss(
     Arguments, result and meaning are those of :func:`torchintro.linear_mse_loss`; there is no check of them beyond
     PyTorch's own.
     """
-    prediction = F.linear(input, linear_weight, linear_bias)
+    # A 16-bit prediction against a float32 target: mse_loss promotes it itself, but its backward fails in torch 2.11.
+    prediction = F.linear(input, linear_weight, linear_bias).to(target.dtype)
     if weight is None:
         return F.mse_loss(prediction, target, reduction=reduction)
     squared_error = (prediction - target).square()

@@ -217,7 +217,8 @@ __device__ void store_input_gradient(
 //   in each); sum(v r^2) and the sums of g in double, per thread over the block's rows in rising order, then block_sum. One
 //   partial sum per block. Fixed order.
 template <typename T, int kTile>
-__global__ void __launch_bounds__(kThreads) residual_kernel(const FewOutputsCall call, const Plan plan, char* workspace) {
+__global__ void __launch_bounds__(kThreads)
+    residual_kernel(const FewOutputsCall call, const Plan plan, char* workspace) {
   using Acc = Accumulator<T>;
   constexpr int kRows = rows_per_group(kTile);
   constexpr int kPack = kPackBytes / static_cast<int>(sizeof(T));
@@ -231,8 +232,7 @@ __global__ void __launch_bounds__(kThreads) residual_kernel(const FewOutputsCall
   const int rows_per_pass = groups * kRows;
   const int output = thread % kTile;
   const bool target_is_float = call.target_dtype != call.dtype;
-  const auto scale =
-      static_cast<Acc>(call.residual_factor / (call.weight_sum == nullptr ? 1.0 : *call.weight_sum));
+  const auto scale = static_cast<Acc>(call.residual_factor / (call.weight_sum == nullptr ? 1.0 : *call.weight_sum));
   const auto target_scale = static_cast<Acc>(call.target_gradient_factor);
   const Acc bias = call.linear_bias == nullptr || output >= call.out_features
       ? Acc(0)
@@ -428,10 +428,8 @@ __global__ void __launch_bounds__(kThreads)
 // Work: the first blocks own one column of `sums` each, loss then outputs; the others `width` elements of dW each.
 // Memory: reads the partial sums once; writes 1 + O + O D results. Sums: see sum_of_partials; fixed order.
 template <typename T>
-__global__ void __launch_bounds__(kSumThreads) finish_kernel(
-    const FewOutputsCall call,
-    const Partials<double> sums,
-    const Partials<Accumulator<T>> weight_sums) {
+__global__ void __launch_bounds__(kSumThreads)
+    finish_kernel(const FewOutputsCall call, const Partials<double> sums, const Partials<Accumulator<T>> weight_sums) {
   __shared__ double scratch[kSumThreads];
   int64_t column = 0;
   double total = 0;

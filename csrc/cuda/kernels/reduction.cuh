@@ -56,11 +56,7 @@ int64_t sum_blocks(const Partials<T>& partials) {
 // double, and block_sum adds the rows of threads. All threads of the block must call.
 template <typename T>
 __device__ inline bool sum_of_partials(
-    const Partials<T>& partials,
-    int64_t block,
-    double* scratch,
-    int64_t& column,
-    double& total) {
+    const Partials<T>& partials, int64_t block, double* scratch, int64_t& column, double& total) {
   const int x = static_cast<int>(threadIdx.x) % partials.width;
   const int y = static_cast<int>(threadIdx.x) / partials.width;
   const int height = kSumThreads / partials.width;

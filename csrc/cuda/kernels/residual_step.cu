@@ -93,8 +93,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t column = first_column + x * kCount;
   const int64_t begin = split * plan.rows_per_split;
   const int64_t end = min(begin + plan.rows_per_split, call.rows);
-  const auto scale =
-      static_cast<Acc>(call.residual_factor / (call.weight_sum == nullptr ? 1.0 : *call.weight_sum));
+  const auto scale = static_cast<Acc>(call.residual_factor / (call.weight_sum == nullptr ? 1.0 : *call.weight_sum));
   const auto target_scale = static_cast<Acc>(call.target_gradient_factor);
 
   T* prediction = static_cast<T*>(call.prediction);
@@ -186,8 +185,7 @@ cudaError_t launch(const ResidualStepCall& call, char* workspace, cudaStream_t s
   const auto plan = make_plan(call);
   const int64_t blocks = plan.column_tiles * plan.splits;
   if (plan.packed) {
-    residual_step_kernel<T, U, kPack>
-        <<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(call, plan, workspace);
+    residual_step_kernel<T, U, kPack><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(call, plan, workspace);
   } else {
     residual_step_kernel<T, U, 1><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(call, plan, workspace);
   }
