@@ -76,6 +76,7 @@ c10::SymBool same_shape(c10::SymIntArrayRef sizes, c10::SymIntArrayRef leading, 
   return last == nullptr ? same : same.sym_and(sizes.back().sym_eq(*last));
 }
 
+// clang-format off: one line for the condition, one for the sentence, reads best in the checks.
 void check_layout_and_device(const char* name, const at::Tensor& tensor, const at::Tensor& input) {
   TORCH_CHECK_TYPE(
       tensor.layout() == at::kStrided,
@@ -87,7 +88,6 @@ void check_layout_and_device(const char* name, const at::Tensor& tensor, const a
 
 } // namespace
 
-// clang-format off: one line for the condition, one for the sentence, reads best here.
 Reduction check_inputs(
     const at::Tensor& input,
     const at::Tensor& linear_weight,

@@ -37,7 +37,6 @@ using LossAndGradients = std::tuple<at::Tensor, OptionalTensor, OptionalTensor, 
 
 enum class Reduction { None, Mean, Sum };
 
-
 // Raises ValueError, TypeError or RuntimeError, with the argument, what was expected and what came, unless the call is
 // well formed; returns the parsed reduction. First statement of every entry point, so that no backend words it differently.
 // The sentence names the public operator, which is what the user called.
@@ -86,19 +85,24 @@ std::array<at::Tensor, 4> decomposed_gradients(
 
 // float16 has five exponent bits: a gradient of the mean over many elements, or of the sum over many rows, leaves its
 // range before the upstream gradient (a loss scale, say) could bring it back. So `_linear_mse_loss_grads` returns a float16
-// gradient divided by the unit below, which keeps it at a size that neither N nor O moves, and the backward pass multiplies
-// by unit * upstream in float32. For all other dtypes the unit is 1 and the gradient is the gradient.
+// gradient divided by the unit below, which makes a mean of every sum in it, over rows for dW and db, over outputs for dX,
+// and so keeps it at a size that neither N nor O moves; the backward pass multiplies by unit * upstream in float32. For all
+// other dtypes the unit is 1 and the gradient is the gradient.
 inline bool has_gradient_unit(at::ScalarType dtype) {
   return dtype == at::kHalf;
 }
 
 template <typename Count, typename Real>
 Real gradient_unit(Gradient gradient, Reduction reduction, const Count& rows, const Count& outputs) {
-  const bool per_row = gradient == kInput || gradient == kTarget;
-  if (reduction == Reduction::Mean) {
-    return Real(1.0) / Real(per_row ? rows * outputs : outputs);
+  const bool mean = reduction == Reduction::Mean;
+  switch (gradient) {
+    case kInput:
+      return mean ? Real(1.0) / Real(rows) : Real(outputs);
+    case kTarget:
+      return mean ? Real(1.0) / Real(rows * outputs) : Real(1.0);
+    default:
+      return mean ? Real(1.0) / Real(outputs) : Real(rows);
   }
-  return per_row ? Real(1.0) : Real(rows);
 }
 
 } // namespace torchintro

@@ -25,9 +25,7 @@ void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b, double a
 } // namespace
 
 std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
-    const Problem& p,
-    int64_t chunk_rows,
-    ResidualStep residual_step) {
+    const Problem& p, int64_t chunk_rows, ResidualStep residual_step) {
   auto gradients = empty_gradients(p);
   const auto options = p.input.options();
   const auto sum_options = options.dtype(at::kDouble);
@@ -70,7 +68,7 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
          p.mask[kInput] || p.mask[kLinearWeight]});
     if (p.mask[kInput]) {
       auto out = chunk_of(gradients[kInput]);
-      product(out, prediction, p.linear_weight, 1.0, 0.0);
+      product(out, prediction, p.linear_weight, p.input_gradient_factor, 0.0);
     }
     if (p.mask[kLinearWeight]) {
       const double beta = wide_sum || begin == 0 ? 0.0 : 1.0;

@@ -26,8 +26,6 @@ using ResidualStep = c10::function_ref<void(const Problem&, const ResidualChunk&
 
 // Returns the loss and fills the flattened gradients. `chunk_rows` is the backend's: see there for what chose it.
 std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
-    const Problem& problem,
-    int64_t chunk_rows,
-    ResidualStep residual_step);
+    const Problem& problem, int64_t chunk_rows, ResidualStep residual_step);
 
 } // namespace torchintro

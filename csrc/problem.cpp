@@ -34,9 +34,8 @@ Problem make_problem(
     p.linear_bias = *linear_bias;
   }
   if (weight) {
-    p.weight = weight->dim() == target.dim()
-        ? as_matrix(*weight, p.rows, p.out_features)
-        : weight->reshape({p.rows, 1}).expand({p.rows, p.out_features});
+    p.weight = weight->dim() == target.dim() ? as_matrix(*weight, p.rows, p.out_features)
+                                             : weight->reshape({p.rows, 1}).expand({p.rows, p.out_features});
   }
   p.reduction = reduction;
   p.mask = mask;
@@ -54,9 +53,11 @@ Problem make_problem(
               gradient, reduction, static_cast<double>(p.rows), static_cast<double>(p.out_features))
         : 1.0;
   };
-  p.residual_factor = 2.0 * p.loss_factor / unit(input, kInput);
-  p.weight_gradient_factor = unit(input, kInput) / unit(input, kLinearWeight);
-  p.target_gradient_factor = -unit(input, kInput) / unit(target, kTarget);
+  const double residual_unit = unit(input, kTarget); // g has input's dtype, and target's gradient but for its sign
+  p.residual_factor = 2.0 * p.loss_factor / residual_unit;
+  p.weight_gradient_factor = residual_unit / unit(input, kLinearWeight);
+  p.target_gradient_factor = -residual_unit / unit(target, kTarget);
+  p.input_gradient_factor = residual_unit / unit(input, kInput);
   return p;
 }
 

@@ -25,8 +25,9 @@ struct Problem {
   double loss_factor; //            loss        = loss_factor / S * sum(v r^2)
   double residual_factor; //        g           = residual_factor / S * v * r
   double weight_gradient_factor; // dW, db      = weight_gradient_factor * (g' X, sum of g)
-  double target_gradient_factor; // dT          = target_gradient_factor * g;     dX = g W
-  // For all but float16 g is dL/dP and the other two are 1 and -1; see gradient_unit for float16.
+  double target_gradient_factor; // dT          = target_gradient_factor * g
+  double input_gradient_factor; //  dX          = input_gradient_factor * g W
+  // For all but float16 g is dL/dP and the other three are 1, -1 and 1; see gradient_unit for float16.
 };
 
 // Flattens checked arguments. Copies only where leading sizes cannot be merged into one.

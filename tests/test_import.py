@@ -228,3 +228,11 @@ def test_the_installed_version_is_the_package_s():
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("torchintro runs from its source folder and is not installed here")
     assert installed == torchintro.__version__
+
+
+def test_an_unknown_cpu_level_is_answered_by_a_warning():
+    environment = os.environ | {"TORCHINTRO_CPU_LEVEL": "avx3"}
+    code = "import torchintro"
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "TORCHINTRO_CPU_LEVEL must be baseline, avx2 or avx512" in result.stderr
+    assert "but is 'avx3'; using " in result.stderr

@@ -133,6 +133,17 @@ def test_float16_gradients_survive_large_batches_and_loss_scales(
         assert error <= 4 * info.eps * exact[name][in_range].abs().max() + 2 * spacing, name
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_float16_gradients_survive_many_outputs(device: str, reduction: str) -> None:
+    """The input's gradient sums over the outputs: to more than float16 holds, were it not for the factor of the mean."""
+    problem = make_problem(64, 16, 8200, weight="row", reduction=reduction, dtype=torch.float16, device=device)
+    problem.linear_weight.abs_().add_(1)
+    problem.input.abs_()  # large residuals, all of one sign
+    ours = problem.results(torchintro.linear_mse_loss, 1e-6 if reduction == "sum" else 1.0)
+    assert all(value.isfinite().all() for name, value in ours.items() if name != "loss")
+    assert ours["input"].abs().max() > 0
+
+
 @pytest.mark.parametrize(("rows", "d", "o"), [(100, 1, 1), (5000, 70, 3), (5000, 70, 40)])
 def test_same_bits_from_run_to_run(device: str, rows: int, d: int, o: int) -> None:
     problem = make_problem(rows, d, o, dtype=torch.float32, device=device)

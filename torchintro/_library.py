@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -46,6 +48,16 @@ def _check_build(built_torch: str, built_cuda: str) -> None:
         raise ImportError(f"torchintro: built for CUDA {built_cuda}, but this torch has {running}; {_REBUILD}")
 
 
+def _warn_of_level(wanted: str | None, active: str) -> None:
+    """Warn if TORCHINTRO_CPU_LEVEL asks for a level that does not exist or that this processor does not have."""
+    if wanted and wanted != active:
+        warnings.warn(
+            "torchintro: TORCHINTRO_CPU_LEVEL must be baseline, avx2 or avx512, and one that this processor has, "
+            f"but is {wanted!r}; using {active}",
+            stacklevel=2,
+        )
+
+
 def _load() -> None:
     path = library_path()
     try:
@@ -54,6 +66,7 @@ def _load() -> None:
         raise ImportError(f"torchintro: its build is incomplete ({error}); {_REBUILD}") from error
     info = _C.build_info()
     _check_build(info["torch"], info["cuda"])
+    _warn_of_level(os.environ.get("TORCHINTRO_CPU_LEVEL"), _C.cpu_level())
     try:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:

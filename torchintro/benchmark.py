@@ -34,9 +34,12 @@ from .benchmark_memory import extra_peak
 from .benchmark_peers import Operator, Work, make_work
 from .benchmark_report import SCHEMA, Bound, RowResult, Verdict, header, machine_lines, row_lines, versus_lines
 from .benchmark_rows import Row, count, quick_row, select
-from .benchmark_timing import FULL, QUICK, Effort, Measurement, interleaved
+from .benchmark_timing import FULL, QUICK, Effort, Interruptions, Measurement, interleaved
 
 __all__ = ["main", "run_row"]
+
+# On an idle machine a row is interrupted a few times a second; with one more busy process, some hundred times.
+DISTURBED = 30.0
 
 
 def main(device: str = "cpu", rows: list[str] | None = None, json_path: Path | None = None, quick: bool = False) -> int:
@@ -208,7 +211,13 @@ def _measure_time(result: RowResult, work: Work, limits: Limits, effort: Effort)
     if probe is not None:
         probe.call()
         calls[_PROBE] = probe.call
+    interruptions = Interruptions()
     timed = interleaved(calls, effort, work.device, cold=work.cold)
+    result.interruptions = interruptions.per_second()
+    if result.interruptions is not None and result.interruptions > DISTURBED:
+        result.notes.append(
+            f"disturbed: other processes took a core {result.interruptions:.0f} times a second, so do not quote this row"
+        )
     if probe is not None:
         result.bound = _bound(row, probe, timed.pop(_PROBE), limits)
     result.measurements = {peer: measured.scaled(row.scale) for peer, measured in timed.items()}

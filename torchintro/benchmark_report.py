@@ -74,6 +74,7 @@ class RowResult:
     verdicts: list[Verdict] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     transfer_seconds: float | None = None
+    interruptions: float | None = None  # a second
 
     @property
     def status(self) -> str:
@@ -113,6 +114,7 @@ class RowResult:
             },
             "targets": [_target_record(target, verdicts.get(target)) for target in self.row.targets],
             "transfer_seconds": self.transfer_seconds,
+            "interruptions_per_second": self.interruptions,
             "notes": self.notes,
             "failures": self.failures,
         }

@@ -305,7 +305,7 @@ def select(names: Sequence[str] | None, rows: Sequence[Row] = ROWS) -> list[Row]
     def named(row: Row, name: str) -> bool:
         rest = row.id[len(name) :]
         # A number is a name's end: P1 does not mean a P10.
-        return row.id.lower().startswith(name.lower()) and not rest[:1].isdigit()
+        return bool(name) and row.id.lower().startswith(name.lower()) and not rest[:1].isdigit()
 
     for name in names:
         if not any(named(row, name) for row in rows):

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["FULL", "QUICK", "Call", "Effort", "Measurement", "interleaved"]
+try:
+    import resource
+except ModuleNotFoundError:  # not a Unix
+    resource = None  # type: ignore[assignment]
+
+__all__ = ["FULL", "QUICK", "Call", "Effort", "Interruptions", "Measurement", "interleaved"]
 
 Call = Callable[[], object]
 
@@ -111,6 +116,24 @@ def interleaved(
                     calls[name]()
                 samples[name].append(sampler(calls[name], repeats[name]))
     return {name: Measurement(tuple(samples[name]), repeats[name]) for name in names}
+
+
+class Interruptions:
+    """Counts how often this process lost a core to another one, from its making on."""
+
+    def __init__(self) -> None:
+        self._count = self._so_far()
+        self._start = time.perf_counter()
+
+    def per_second(self) -> float | None:
+        """Return the rate, or None where the system does not count."""
+        if resource is None:
+            return None
+        return (self._so_far() - self._count) / (time.perf_counter() - self._start)
+
+    @staticmethod
+    def _so_far() -> int:
+        return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 @contextlib.contextmanager

@@ -49,7 +49,8 @@ std::optional<double> host_value(const at::Tensor& scalar) {
 }
 
 // gradient * grad_output * unit. With `reuse` the gradient's memory is the caller's to give away.
-at::Tensor scaled(const at::Tensor& gradient, const at::Tensor& grad_output, const at::Scalar& unit, bool has_unit, bool reuse) {
+at::Tensor scaled(
+    const at::Tensor& gradient, const at::Tensor& grad_output, const at::Scalar& unit, bool has_unit, bool reuse) {
   reuse = reuse && is_plain(gradient);
   if (const auto value = host_value(grad_output); value && gradient.is_cpu()) {
     const double factor = has_unit ? *value * unit.toDouble() : *value;
@@ -89,9 +90,10 @@ variable_list scale_gradients(
       continue;
     }
     const bool has_unit = has_gradient_unit(gradient.scalar_type());
-    const auto unit = !has_unit ? at::Scalar(1.0)
-                                : at::Scalar(gradient_unit<c10::SymInt, c10::SymFloat>(
-                                      index, reduction, row_count(input), linear_weight.sym_size(0)));
+    const auto unit = !has_unit
+        ? at::Scalar(1.0)
+        : at::Scalar(
+              gradient_unit<c10::SymInt, c10::SymFloat>(index, reduction, row_count(input), linear_weight.sym_size(0)));
     result[index] = scaled(gradient, grad_output, unit, has_unit, reuse);
   }
   return result;
@@ -178,8 +180,8 @@ struct LinearMSELossBackward : public torch::autograd::Node {
     }
   }
 
-  variable_list apply_with_saved(const variable_list& grad_outputs, torch::dynamo::autograd::SwapSavedVariables& saved)
-      override {
+  variable_list apply_with_saved(
+      const variable_list& grad_outputs, torch::dynamo::autograd::SwapSavedVariables& saved) override {
     using torch::dynamo::autograd::IValuePacker;
     const auto for_saved = [&](const auto& visit) {
       visit(input);
@@ -211,7 +213,12 @@ struct LinearMSELossBackward : public torch::autograd::Node {
     }
     const auto& compiler = torch::dynamo::autograd::getPyCompilerInterface();
     const auto function = compiler->bind_function(
-        saved.get_py_compiler(), name(), scale_gradients_packed, schema, /*is_custom_function=*/true, /*is_traceable=*/true);
+        saved.get_py_compiler(),
+        name(),
+        scale_gradients_packed,
+        schema,
+        /*is_custom_function=*/true,
+        /*is_traceable=*/true);
     auto result = compiler->call_function(
         saved.get_py_compiler(),
         "apply_functional",

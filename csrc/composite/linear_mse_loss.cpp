@@ -38,8 +38,7 @@ LossAndGradients linear_mse_loss_grads_composite(
     const OptionalTensor& weight,
     std::string_view reduction,
     GradientMask output_mask) {
-  const auto parsed =
-      check_grads_inputs(input, linear_weight, target, linear_bias, weight, reduction, output_mask);
+  const auto parsed = check_grads_inputs(input, linear_weight, target, linear_bias, weight, reduction, output_mask);
   const auto gradients = decomposed_gradients(
       /*grad_output=*/{},
       widened(input),

@@ -77,8 +77,7 @@ std::unique_ptr<double[]> sum_blocks(
   at::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<double[]> scratch(new double[(scratch_bytes + 7) / 8]);
     for (int64_t block = begin; block < end; ++block) {
-      kernel(
-          block * block_rows, std::min(rows, (block + 1) * block_rows), sums.get() + block * size, scratch.get());
+      kernel(block * block_rows, std::min(rows, (block + 1) * block_rows), sums.get() + block * size, scratch.get());
     }
   });
   if (blocks > 1) {
@@ -118,6 +117,7 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) 
   call.out_features = p.out_features;
   call.residual_scale = residual_scale(p);
   call.target_scale = p.target_gradient_factor;
+  call.input_scale = p.input_gradient_factor;
   call.grad_input = data_or_null(gradients[kInput]);
   call.grad_target = data_or_null(gradients[kTarget]);
   call.wants_weight_gradient = p.mask[kLinearWeight];
@@ -196,8 +196,7 @@ LossAndGradients run(
     return unflatten(loss, gradients, input, target);
   }
   const int64_t row_bytes = p.out_features * static_cast<int64_t>(p.input.element_size());
-  const auto [loss, gradients] =
-      many_outputs(p, std::max(kMinimumChunkRows, kChunkBytes / row_bytes), residual_step);
+  const auto [loss, gradients] = many_outputs(p, std::max(kMinimumChunkRows, kChunkBytes / row_bytes), residual_step);
   return unflatten(loss, gradients, input, target);
 }
 
@@ -223,8 +222,7 @@ LossAndGradients linear_mse_loss_grads_cpu(
     const OptionalTensor& weight,
     std::string_view reduction,
     GradientMask output_mask) {
-  const auto parsed =
-      check_grads_inputs(input, linear_weight, target, linear_bias, weight, reduction, output_mask);
+  const auto parsed = check_grads_inputs(input, linear_weight, target, linear_bias, weight, reduction, output_mask);
   return run(input, linear_weight, target, linear_bias, weight, parsed, output_mask);
 }
 

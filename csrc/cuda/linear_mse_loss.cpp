@@ -84,6 +84,7 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) 
   call.residual_factor = p.residual_factor;
   call.weight_gradient_factor = p.weight_gradient_factor;
   call.target_gradient_factor = p.target_gradient_factor;
+  call.input_gradient_factor = p.input_gradient_factor;
   call.loss = output_pointer(loss);
   call.grad_input = output_pointer(gradients[kInput]);
   call.grad_linear_weight = output_pointer(gradients[kLinearWeight]);

@@ -78,7 +78,13 @@ TORCHINTRO_INLINE void predict(const FewOutputs& a, const Rows<T>& rows, Accumul
     for (; o + kTileOutputs <= a.out_features; o += kTileOutputs) {
       for (int64_t r = 0; r < R; r += kTileRows) {
         dot<T, kTileRows, kTileOutputs>(
-            rows, r, w + o * a.in_features, w_end, a.in_features, predictions + r * kMaximumFewOutputs + o, kMaximumFewOutputs);
+            rows,
+            r,
+            w + o * a.in_features,
+            w_end,
+            a.in_features,
+            predictions + r * kMaximumFewOutputs + o,
+            kMaximumFewOutputs);
       }
     }
   }
@@ -110,13 +116,14 @@ TORCHINTRO_INLINE void add_weight_gradient(
   }
 }
 
-// dx[r][d] = sum_o g[r][o] w[o][d]
+// dx[r][d] = input_scale * sum_o g[r][o] w[o][d]
 template <typename T, int64_t R>
 TORCHINTRO_INLINE void write_input_gradient(const FewOutputs& a, const Accumulator<T>* g, T* dx) {
   using A = Accumulator<T>;
   constexpr int64_t L = kLanes<A>;
   const A* w = static_cast<const A*>(a.linear_weight);
   const A* w_end = w + a.out_features * a.in_features;
+  const A scale = static_cast<A>(a.input_scale);
   for (int64_t d = 0; d < a.in_features; d += L) {
     const int64_t count = a.in_features - d < L ? a.in_features - d : L;
     Vector<A> sum[R] = {};
@@ -130,9 +137,9 @@ TORCHINTRO_INLINE void write_input_gradient(const FewOutputs& a, const Accumulat
     for (int64_t r = 0; r < R; ++r) {
       T* to = dx + r * a.in_features + d;
       if (count == L) {
-        Memory<T>::store(to, sum[r]);
+        Memory<T>::store(to, scale * sum[r]);
       } else {
-        store_first<T>(to, sum[r], count);
+        store_first<T>(to, scale * sum[r], count);
       }
     }
   }
@@ -193,8 +200,8 @@ TORCHINTRO_TARGET void few_outputs(
 
   A* dw = static_cast<A*>(scratch);
   T* packed = reinterpret_cast<T*>(dw + dw_size); // a group of rows that are not contiguous
-  const T* end = strided ? packed + kGroupRows * a.in_features
-                         : input + (row_end - 1) * a.input.row_stride + a.in_features;
+  const T* end =
+      strided ? packed + kGroupRows * a.in_features : input + (row_end - 1) * a.input.row_stride + a.in_features;
 
   for (int64_t run = row_begin; run < row_end; run += kRunRows) {
     const int64_t run_end = run + kRunRows < row_end ? run + kRunRows : row_end;

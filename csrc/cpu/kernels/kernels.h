@@ -21,7 +21,7 @@ struct Strided {
 //
 //   p[n][o]  = sum_d x[n][d] w[o][d] + b[o]
 //   r        = p - t;   g = residual_scale * v * r
-//   loss    += v r^2;   db[o] += g[n][o];   dw[o][d] += g[n][o] x[n][d];   dx[n][d] = sum_o g[n][o] w[o][d]
+//   loss    += v r^2;   db[o] += g[n][o];   dw[o][d] += g[n][o] x[n][d];   dx[n][d] = input_scale * sum_o g[n][o] w[o][d]
 //
 // Accumulators: dot products and runs of up to kRunRows rows of dw in float32 (float64 for float64), everything longer in
 // float64. A group of rows is read from memory once: the second use, for dw and dx, finds it in cache.
@@ -35,6 +35,7 @@ struct FewOutputs {
   int64_t out_features;
   double residual_scale;
   double target_scale; // dt = target_scale * g
+  double input_scale;
   void* grad_input; // (N, D) contiguous, input dtype; null if not asked for
   void* grad_target; // (N, O) contiguous, target dtype; null if not asked for
   bool wants_weight_gradient;

@@ -8,8 +8,7 @@ namespace torchintro::cpu::TORCHINTRO_LEVEL {
 constexpr int64_t kBiasRows = 64;
 
 template <typename T, typename U>
-TORCHINTRO_TARGET void residual(
-    const Residual& a, int64_t row_begin, int64_t row_end, double* partial, void* scratch) {
+TORCHINTRO_TARGET void residual(const Residual& a, int64_t row_begin, int64_t row_end, double* partial, void* scratch) {
   using A = Accumulator<T>;
   constexpr int64_t L = kLanes<A>;
   const int64_t outputs = a.out_features;

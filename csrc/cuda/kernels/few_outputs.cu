@@ -166,7 +166,7 @@ __device__ void add_products(
   }
 }
 
-// Stores dX = g W of kRows rows, those below `end`, in the columns of this lane.
+// Stores dX = input_gradient_factor * g W of kRows rows, those below `end`, in the columns of this lane.
 template <int kPack, typename T, int kRows, int kTile>
 __device__ void store_input_gradient(
     const FewOutputsCall& call,
@@ -177,6 +177,7 @@ __device__ void store_input_gradient(
     const Accumulator<T> (&g)[kRows][kTile]) {
   const T* __restrict__ linear_weight = static_cast<const T*>(call.linear_weight);
   T* __restrict__ grad_input = static_cast<T*>(call.grad_input);
+  const auto factor = static_cast<Accumulator<T>>(call.input_gradient_factor);
   for (int64_t d = int64_t{lane} * kPack; d < call.in_features; d += int64_t{lanes} * kPack) {
     Accumulator<T> gradient[kRows][kPack] = {};
 #pragma unroll
@@ -196,6 +197,10 @@ __device__ void store_input_gradient(
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (rows[i] < end) {
+#pragma unroll
+        for (int v = 0; v < kPack; ++v) {
+          gradient[i][v] *= factor;
+        }
         store_pack(grad_input + rows[i] * call.in_features + d, gradient[i]);
       }
     }
@@ -205,7 +210,7 @@ __device__ void store_input_gradient(
 // Predictions, g, and what follows from g alone.
 //
 //   p[n, o] = sum_d X[n, d] W[o, d] + b[o]     r = p - t     g = residual_factor / S * v * r
-//   dT = target_gradient_factor * g            dX[n, d] = sum_o g[n, o] W[o, d]
+//   dT = target_gradient_factor * g            dX[n, d] = input_gradient_factor * sum_o g[n, o] W[o, d]
 //
 // Shapes: X (N, D), t and v (N, O) of any strides; W (O, D), dX (N, D), dT (N, O) contiguous; g (N, O') contiguous.
 // Work: a block owns rows_per_block rows and passes over them, kThreads / lanes * kRows rows at a time. In a pass a group

@@ -31,6 +31,7 @@ struct FewOutputsCall {
   double residual_factor;
   double weight_gradient_factor;
   double target_gradient_factor;
+  double input_gradient_factor;
 
   // Results: contiguous; a null gradient is not computed.
   void* loss; // ()
