@@ -135,7 +135,7 @@ def test_float16_gradients_survive_large_batches_and_loss_scales(
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_float16_gradients_survive_many_outputs(device: str, reduction: str) -> None:
-    """The input's gradient sums over the outputs: to more than float16 holds, were it not for the factor of the mean."""
+    """The input's gradient sums over the outputs: more than float16 holds, were it not for the mean's factor."""
     problem = make_problem(64, 16, 8200, weight="row", reduction=reduction, dtype=torch.float16, device=device)
     problem.linear_weight.abs_().add_(1)
     problem.input.abs_()  # large residuals, all of one sign
