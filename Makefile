@@ -53,11 +53,12 @@ $(ENVIRONMENT):
 	rm -f $(VENV)/.environment-* && touch "$@"
 
 $(INSTALLED): $(ENVIRONMENT) $(SOURCES)
-	$(BIN)/pip install --no-build-isolation --editable ".[cli,test]"
+	@echo "Building torchintro (about a minute on two cores)"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[cli,test]"
 	touch "$@"
 
 $(LINT_INSTALLED): $(INSTALLED)
-	$(BIN)/pip install --quiet --no-build-isolation $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['lint'])")
+	$(BIN)/pip install --quiet --group lint
 	touch "$@"
 
 cuda-environment: $(CUDA_ENVIRONMENT) # Install a CUDA build of the oldest torch supported (5 GB, no GPU needed)

@@ -17,7 +17,7 @@ from torchintro.benchmark_memory import extra_peak
 from torchintro.benchmark_peers import make_work
 from torchintro.benchmark_report import RowResult, row_lines, versus_lines
 from torchintro.benchmark_rows import ROWS, Row, Target, count, quick_row, select
-from torchintro.benchmark_timing import QUICK, Measurement, interleaved
+from torchintro.benchmark_timing import QUICK, Interruptions, Measurement, interleaved
 
 CPU = torch.device("cpu")
 LIMITS = Limits(
@@ -199,6 +199,16 @@ def test_measurement_statistics():
     assert measured.spread == 2.0
     assert measured.scaled(2).samples == (8.0, 2.0, 4.0, 6.0, 10.0)
     assert Measurement((7.0,)).spread == 0.0
+
+
+def test_interruptions_are_counted(monkeypatch):
+    counts = iter([100, 100 + 50])
+    monkeypatch.setattr(Interruptions, "_so_far", staticmethod(lambda: next(counts)))
+    clock = iter([10.0, 10.5])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    rate = Interruptions().per_second()
+    monkeypatch.undo()
+    assert rate == 100
 
 
 def test_peers_are_timed_in_turn():

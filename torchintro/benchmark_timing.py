@@ -5,17 +5,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-
-try:
-    import resource
-except ModuleNotFoundError:  # not a Unix
-    resource = None  # type: ignore[assignment]
 
 __all__ = ["FULL", "QUICK", "Call", "Effort", "Interruptions", "Measurement", "interleaved"]
 
@@ -125,15 +121,13 @@ class Interruptions:
         self._count = self._so_far()
         self._start = time.perf_counter()
 
-    def per_second(self) -> float | None:
-        """Return the rate, or None where the system does not count."""
-        if resource is None:
-            return None
+    def per_second(self) -> float:
+        """Return the rate since then."""
         return (self._so_far() - self._count) / (time.perf_counter() - self._start)
 
     @staticmethod
     def _so_far() -> int:
-        return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 @contextlib.contextmanager
