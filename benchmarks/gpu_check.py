@@ -69,10 +69,15 @@ def main() -> int:
 
 
 BENCHMARK = """
-import sys
+import importlib.util, sys
 from pathlib import Path
 from torchintro.benchmark import main
-sys.exit(main(device="cuda", rows=None, json_path=Path({path!r}), quick=False))
+from torchintro.benchmark_rows import ROWS
+rows = None
+if importlib.util.find_spec("optuna") is None:
+    rows = [row.id for row in ROWS if row.kind != "study"]
+    print("gpu-check: Optuna is not installed here; the rows that are studies are left out.")
+sys.exit(main(device="cuda", rows=rows, json_path=Path({path!r}), quick=False))
 """
 
 

@@ -9,15 +9,17 @@ import sys
 import textwrap
 import warnings
 
-import optuna
 import pytest
 import torch
-from optuna.trial import TrialState
 
 import torchintro
 from torchintro.data import split, synthetic
 from torchintro.training import fit, initial_linear
-from torchintro.tuning import best_lr, tune
+
+optuna = pytest.importorskip("optuna")  # the machine of `make gpu-check` may lack it
+from optuna.trial import TrialState  # noqa: E402
+
+from torchintro.tuning import best_lr, tune  # noqa: E402
 
 DATA = synthetic(60, seed=3)
 X, y = DATA.X, DATA.y
