@@ -28,4 +28,8 @@ using ResidualStep = c10::function_ref<void(const Problem&, const ResidualChunk&
 std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
     const Problem& problem, int64_t chunk_rows, ResidualStep residual_step);
 
+// Reduction::None, of any number of outputs: the loss is as large as the prediction, so it is made in its place. Returns it
+// in the shape and dtype of `target`, the unflattened one.
+at::Tensor loss_per_element(const Problem& problem, const at::Tensor& target);
+
 } // namespace torchintro

@@ -79,9 +79,15 @@ std::array<at::Tensor, 4> empty_gradients(const Problem& p) {
   return gradients;
 }
 
-at::Tensor loss_of_nothing(const Problem& p) {
-  const double value = p.reduction == Reduction::Mean ? std::numeric_limits<double>::quiet_NaN() : 0.0;
-  return at::full({}, value, p.target.options());
+std::tuple<at::Tensor, std::array<at::Tensor, 4>> results_of_nothing(const Problem& p) {
+  auto gradients = empty_gradients(p);
+  for (auto& gradient : gradients) {
+    if (gradient.defined()) {
+      gradient.zero_();
+    }
+  }
+  const double loss = p.reduction == Reduction::Mean ? std::numeric_limits<double>::quiet_NaN() : 0.0;
+  return {at::full({}, loss, p.target.options()), gradients};
 }
 
 LossAndGradients unflatten(

@@ -43,8 +43,8 @@ Problem make_problem(
 // Uninitialised, contiguous gradients of the flattened shapes, for those in the mask; undefined for the others.
 std::array<at::Tensor, 4> empty_gradients(const Problem& problem);
 
-// The loss (0-dim, target's dtype) and the gradients of a problem without elements: nan for a mean, 0 for a sum.
-at::Tensor loss_of_nothing(const Problem& problem);
+// The loss and the flattened gradients of a problem without elements: nan for a mean, 0 for a sum, and zeros.
+std::tuple<at::Tensor, std::array<at::Tensor, 4>> results_of_nothing(const Problem& problem);
 
 // Gives flattened gradients their arguments' shapes.
 LossAndGradients unflatten(

@@ -173,31 +173,15 @@ void residual_step(const Problem& p, const ResidualChunk& chunk) {
   }
 }
 
-LossAndGradients run(
-    const at::Tensor& input,
-    const at::Tensor& linear_weight,
-    const at::Tensor& target,
-    const OptionalTensor& linear_bias,
-    const OptionalTensor& weight,
-    Reduction reduction,
-    const GradientMask& mask) {
-  const auto p = make_problem(input, linear_weight, target, linear_bias, weight, reduction, mask);
+std::tuple<at::Tensor, std::array<at::Tensor, 4>> loss_and_gradients(const Problem& p) {
   if (p.rows == 0 || p.out_features == 0) {
-    auto gradients = empty_gradients(p);
-    for (auto& gradient : gradients) {
-      if (gradient.defined()) {
-        gradient.zero_();
-      }
-    }
-    return unflatten(loss_of_nothing(p), gradients, input, target);
+    return results_of_nothing(p);
   }
   if (p.out_features <= kFewOutputs) {
-    const auto [loss, gradients] = few_outputs(p);
-    return unflatten(loss, gradients, input, target);
+    return few_outputs(p);
   }
   const int64_t row_bytes = p.out_features * static_cast<int64_t>(p.input.element_size());
-  const auto [loss, gradients] = many_outputs(p, std::max(kMinimumChunkRows, kChunkBytes / row_bytes), residual_step);
-  return unflatten(loss, gradients, input, target);
+  return many_outputs(p, std::max(kMinimumChunkRows, kChunkBytes / row_bytes), residual_step);
 }
 
 at::Tensor linear_mse_loss_cpu(
@@ -208,10 +192,8 @@ at::Tensor linear_mse_loss_cpu(
     const OptionalTensor& weight,
     std::string_view reduction) {
   const auto parsed = check_inputs(input, linear_weight, target, linear_bias, weight, reduction);
-  if (parsed == Reduction::None) {
-    return decomposed_loss(input, linear_weight, target, linear_bias, weight, parsed);
-  }
-  return std::get<0>(run(input, linear_weight, target, linear_bias, weight, parsed, /*mask=*/{}));
+  const auto problem = make_problem(input, linear_weight, target, linear_bias, weight, parsed, /*mask=*/{});
+  return parsed == Reduction::None ? loss_per_element(problem, target) : std::get<0>(loss_and_gradients(problem));
 }
 
 LossAndGradients linear_mse_loss_grads_cpu(
@@ -223,7 +205,9 @@ LossAndGradients linear_mse_loss_grads_cpu(
     std::string_view reduction,
     GradientMask output_mask) {
   const auto parsed = check_grads_inputs(input, linear_weight, target, linear_bias, weight, reduction, output_mask);
-  return run(input, linear_weight, target, linear_bias, weight, parsed, output_mask);
+  const auto problem = make_problem(input, linear_weight, target, linear_bias, weight, parsed, output_mask);
+  const auto [loss, gradients] = loss_and_gradients(problem);
+  return unflatten(loss, gradients, input, target);
 }
 
 TORCH_LIBRARY_IMPL(torchintro, CPU, m) {

@@ -9,9 +9,7 @@
 #include "many_outputs.h"
 #include "problem.h"
 
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -119,31 +117,10 @@ void residual_step(const Problem& p, const ResidualChunk& chunk) {
 
 std::tuple<at::Tensor, std::array<at::Tensor, 4>> loss_and_gradients(const Problem& p) {
   if (p.rows == 0 || p.out_features == 0) {
-    auto gradients = empty_gradients(p);
-    for (auto& gradient : gradients) {
-      if (gradient.defined()) {
-        gradient.zero_();
-      }
-    }
-    return {loss_of_nothing(p), gradients};
+    return results_of_nothing(p);
   }
   return p.out_features <= cuda::kMaxFewOutputs ? few_outputs(p)
                                                 : many_outputs(p, chunk_rows(p.out_features), residual_step);
-}
-
-// Reduction::None: the loss has the prediction's size anyway, so PyTorch's product and an update in place.
-at::Tensor loss_per_element(const Problem& p, const at::Tensor& target) {
-  const auto weight_transposed = p.linear_weight.t();
-  auto loss = p.linear_bias.defined() ? at::addmm(p.linear_bias, p.input, weight_transposed)
-                                      : at::mm(p.input, weight_transposed);
-  if (loss.scalar_type() == at::kBFloat16 || loss.scalar_type() == at::kHalf) {
-    loss = loss.to(at::kFloat);
-  }
-  loss.sub_(p.target).square_();
-  if (p.weight.defined()) {
-    loss.mul_(p.weight);
-  }
-  return loss.to(target.scalar_type()).view(target.sizes());
 }
 
 at::Tensor linear_mse_loss_cuda(
