@@ -92,16 +92,23 @@ inline bool has_gradient_unit(at::ScalarType dtype) {
   return dtype == at::kHalf;
 }
 
-template <typename Count, typename Real>
-Real gradient_unit(Gradient gradient, Reduction reduction, const Count& rows, const Count& outputs) {
+// A quotient of two counts, which may be symbolic: torch 2.11 compiles a symbolic quotient to the first call's value.
+template <typename Count>
+struct Unit {
+  Count numerator;
+  Count denominator;
+};
+
+template <typename Count>
+Unit<Count> gradient_unit(Gradient gradient, Reduction reduction, const Count& rows, const Count& outputs) {
   const bool mean = reduction == Reduction::Mean;
   switch (gradient) {
     case kInput:
-      return mean ? Real(1.0) / Real(rows) : Real(outputs);
+      return mean ? Unit<Count>{1, rows} : Unit<Count>{outputs, 1};
     case kTarget:
-      return mean ? Real(1.0) / Real(rows * outputs) : Real(1.0);
+      return mean ? Unit<Count>{1, rows * outputs} : Unit<Count>{1, 1};
     default:
-      return mean ? Real(1.0) / Real(outputs) : Real(rows);
+      return mean ? Unit<Count>{1, outputs} : Unit<Count>{rows, 1};
   }
 }
 

@@ -48,10 +48,11 @@ Problem make_problem(
   p.loss_factor = mean && !weight ? 1.0 / count : 1.0;
 
   const auto unit = [&](const at::Tensor& of, Gradient gradient) {
-    return has_gradient_unit(of.scalar_type())
-        ? gradient_unit<double, double>(
-              gradient, reduction, static_cast<double>(p.rows), static_cast<double>(p.out_features))
-        : 1.0;
+    if (!has_gradient_unit(of.scalar_type())) {
+      return 1.0;
+    }
+    const auto quotient = gradient_unit<int64_t>(gradient, reduction, p.rows, p.out_features);
+    return static_cast<double>(quotient.numerator) / static_cast<double>(quotient.denominator);
   };
   const double residual_unit = unit(input, kTarget); // g has input's dtype, and target's gradient but for its sign
   p.residual_factor = 2.0 * p.loss_factor / residual_unit;

@@ -299,5 +299,5 @@ def _summary(results: Sequence[RowResult], quick: bool) -> list[str]:
     if quick:
         lines.append("quick: shapes and repeats are scaled down, so no figure means anything and no target is judged")
     else:
-        lines.append(f"{judged} rows have targets; short of them: {', '.join(short) or 'none'}")
+        lines.append(f"rows judged by targets: {judged}; short of target: {', '.join(short) or 'none'}")
     return lines

@@ -184,7 +184,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -196,6 +196,11 @@ def describe(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         }
     return machine
+
+
+def _program() -> str:
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def cpu_name() -> str:

@@ -144,9 +144,6 @@ def machine_lines(machine: dict[str, Any]) -> list[str]:
         f"CPU      {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; kernels: "
         f"{machine['kernels']}, PyTorch's: {machine['torch_kernels']}; load average {machine['load_average']}",
     ]
-    load, cores = machine["load_average"], machine["cores"]
-    if load is not None and load > 0.5 * cores:
-        lines.append("         other work keeps the cores busy: figures will be noisy, and those of small shapes wrong")
     if "gpu" in machine:
         gpu = machine["gpu"]
         lines.append(
@@ -159,8 +156,9 @@ def machine_lines(machine: dict[str, Any]) -> list[str]:
 def header() -> list[str]:
     """Return the head of the table, with what its columns mean."""
     return [
-        "median, IQR: of one call, and the interquartile range; speed-up: first peer / this one; GB/s, GFLOP/s:",
-        "from the least bytes and operations that the row needs; of limit: the least time the machine allows / this",
+        "median, IQR: of one call, and the interquartile range; speed-up: the row's first peer / this peer;",
+        "GB/s, GFLOP/s: from the least bytes and operations that the row needs; of limit: the least time that the",
+        "machine allows / this peer",
         "",
         _line([name for name, _ in _COLUMNS]) + "  target",
         _line(["-" * width for width in _WIDTHS]) + "  " + "-" * 24,

@@ -6,6 +6,7 @@
 
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/div.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -50,10 +51,16 @@ std::optional<double> host_value(const at::Tensor& scalar) {
 
 // gradient * grad_output * unit. With `reuse` the gradient's memory is the caller's to give away.
 at::Tensor scaled(
-    const at::Tensor& gradient, const at::Tensor& grad_output, const at::Scalar& unit, bool has_unit, bool reuse) {
+    const at::Tensor& gradient,
+    const at::Tensor& grad_output,
+    const std::optional<Unit<c10::SymInt>>& unit,
+    bool reuse) {
   reuse = reuse && is_plain(gradient);
   if (const auto value = host_value(grad_output); value && gradient.is_cpu()) {
-    const double factor = has_unit ? *value * unit.toDouble() : *value;
+    double factor = *value;
+    if (unit) {
+      factor *= static_cast<double>(unit->numerator.expect_int()) / static_cast<double>(unit->denominator.expect_int());
+    }
     if (reuse && factor == 1.0) {
       return gradient;
     }
@@ -65,8 +72,8 @@ at::Tensor scaled(
   if (gradient.element_size() == 2) {
     // One dimension, so that type promotion multiplies in float32: a float16 factor overflows at common loss scales.
     factor = factor.to(at::kFloat).reshape({1});
-    if (has_unit) {
-      factor = at::mul(factor, unit);
+    if (unit) {
+      factor = at::div(at::mul(factor, at::Scalar(unit->numerator)), at::Scalar(unit->denominator));
     }
   }
   if (reuse) {
@@ -89,12 +96,11 @@ variable_list scale_gradients(
     if (!gradient.defined()) {
       continue;
     }
-    const bool has_unit = has_gradient_unit(gradient.scalar_type());
-    const auto unit = !has_unit
-        ? at::Scalar(1.0)
-        : at::Scalar(
-              gradient_unit<c10::SymInt, c10::SymFloat>(index, reduction, row_count(input), linear_weight.sym_size(0)));
-    result[index] = scaled(gradient, grad_output, unit, has_unit, reuse);
+    std::optional<Unit<c10::SymInt>> unit;
+    if (has_gradient_unit(gradient.scalar_type())) {
+      unit = gradient_unit(index, reduction, row_count(input), linear_weight.sym_size(0));
+    }
+    result[index] = scaled(gradient, grad_output, unit, reuse);
   }
   return result;
 }

@@ -3,6 +3,7 @@
 #include "composite/composite.h"
 
 #include <ATen/ops/div.h>
+#include <ATen/ops/mul.h>
 #include <torch/library.h>
 
 namespace torchintro {
@@ -59,8 +60,8 @@ LossAndGradients linear_mse_loss_grads_composite(
     if (!has_gradient_unit(like.scalar_type())) {
       return gradient.to(like.scalar_type());
     }
-    const auto unit = gradient_unit<c10::SymInt, c10::SymFloat>(index, parsed, rows, outputs);
-    return at::div(gradient, at::Scalar(unit)).to(like.scalar_type());
+    const auto unit = gradient_unit(index, parsed, rows, outputs);
+    return at::div(at::mul(gradient, at::Scalar(unit.denominator)), at::Scalar(unit.numerator)).to(like.scalar_type());
   };
   return {
       decomposed_loss(input, linear_weight, target, linear_bias, weight, parsed),
