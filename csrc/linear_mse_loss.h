@@ -92,7 +92,7 @@ inline bool has_gradient_unit(at::ScalarType dtype) {
   return dtype == at::kHalf;
 }
 
-// A quotient of two counts, which may be symbolic: torch 2.11 compiles a symbolic quotient to the first call's value.
+// A quotient, kept as its two counts: where they are symbolic, a compiled graph multiplies and divides by integers.
 template <typename Count>
 struct Unit {
   Count numerator;

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
+import os
+import tempfile
+
+# Compiled graphs are cached on disk by what was traced, which does not see that the operator was rebuilt since.
+_CACHE = tempfile.TemporaryDirectory(prefix="torchintro-inductor-")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = _CACHE.name
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -173,7 +173,7 @@ def _copy(to: Path, *libraries: str) -> Path:
 
 def _import_error(path: Path) -> str:
     # The finder of an editable install would find in the checkout what the copy lacks.
-    program = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in repr(f)]; import torchintro"
+    program = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in repr(f)]; import torchintro"
     result = python("-c", program, cwd=path)
     assert result.returncode == 1
     return result.stderr.splitlines()[-1]

@@ -168,6 +168,7 @@ def test_compile_fullgraph(device: str, backend: str, dynamic: bool, dtype: torc
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend=backend)
     counter = torch._dynamo.utils.counters
+    counter.clear()
     for rows in (6, 9, 12):
         leaves = make_problem(rows, 3, 2, dtype=dtype, device=device).leaves()
         gradients = torch.autograd.grad(compiled(*leaves), leaves)
@@ -176,7 +177,6 @@ def test_compile_fullgraph(device: str, backend: str, dynamic: bool, dtype: torc
     assert not counter["graph_break"]
     if dynamic:
         assert counter["stats"]["unique_graphs"] == 1
-    counter.clear()
 
 
 def test_compile_a_whole_training_step() -> None:

@@ -72,8 +72,11 @@ at::Tensor scaled(
   if (gradient.element_size() == 2) {
     // One dimension, so that type promotion multiplies in float32: a float16 factor overflows at common loss scales.
     factor = factor.to(at::kFloat).reshape({1});
-    if (unit) {
-      factor = at::div(at::mul(factor, at::Scalar(unit->numerator)), at::Scalar(unit->denominator));
+    if (unit && unit->numerator.maybe_as_int() != 1) {
+      factor = at::mul(factor, at::Scalar(unit->numerator));
+    }
+    if (unit && unit->denominator.maybe_as_int() != 1) {
+      factor = at::div(factor, at::Scalar(unit->denominator));
     }
   }
   if (reuse) {
