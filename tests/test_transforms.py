@@ -257,6 +257,7 @@ def test_make_fx_keeps_the_operators(problem) -> None:
 def test_opcheck(
     device: str, dtype: torch.dtype, target_dtype: torch.dtype, reduction: str, weight: str | None
 ) -> None:
+    pytest.importorskip("expecttest")  # torch.library.opcheck imports it
     problem = make_problem(
         (2, 3), 4, 2, weight=weight, reduction=reduction, dtype=dtype, target_dtype=target_dtype, device=device
     )
