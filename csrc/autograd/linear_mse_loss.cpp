@@ -85,7 +85,8 @@ at::Tensor scaled(
   return at::mul(gradient, factor).to(gradient.scalar_type());
 }
 
-// What the fast backward needs besides the saved gradients: plain values, so that compiled autograd can carry them.
+// The fast backward, a function of values alone, so that compiled autograd can carry them. `input` and `linear_weight` are
+// there for their sizes, and only where a gradient has a unit.
 variable_list scale_gradients(
     const at::Tensor& grad_output,
     const std::array<at::Tensor, 4>& gradients,
