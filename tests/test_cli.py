@@ -228,7 +228,7 @@ def test_train_that_diverges(run, tmp_path):
         (["train", "--out", "houses.csv"], "--out must be a folder, but houses.csv is a file"),
         (["tune", "--validation-fraction", "-1"], "--validation-fraction must be at least 0 and below 1, but got -1.0"),
         (["tune", "--trials", "0"], "tune: n_trials must be at least 1, but got 0"),
-        (["tune", "--lr-low", "1"], "tune: lr must be a pair (lowest, highest), but got (1.0, 0.1)"),
+        (["tune", "--lr-low", "1"], "tune: --lr-low must be below --lr-high, but got 1 and 0.1"),
         (["tune", "--storage", "study.db"], "tune: storage 'study.db' cannot be used: Could not parse"),
         (["demo", "--trials", "0"], "demo: trials must be at least 1, but got 0"),
         (["evaluate", "--model", "nothing.pt"], "load_model: there is no file nothing.pt"),

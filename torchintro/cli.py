@@ -256,6 +256,8 @@ def tune(
 
     Rows held out by --test-fraction stay out of the search. Writes study.db, trials.csv and lr.png.
     """
+    if lr_low >= lr_high:
+        raise ValueError(f"tune: --lr-low must be below --lr-high, but got {lr_low:g} and {lr_high:g}")
     from . import tuning  # Optuna takes a second to import
 
     dataset = _dataset(data, target, feature, seed)
