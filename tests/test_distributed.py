@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -17,31 +17,24 @@ HERE = Path(__file__).resolve()
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
 @pytest.mark.parametrize("check", ["ddp", "dtensor_eager", "dtensor_inference", "dtensor_compile", "tensor_parallel"])
-def test_two_processes(check: str) -> None:
-    environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(WORLD_SIZE),
-        "OMP_NUM_THREADS": "1",
-    }
+def test_two_processes(check: str, tmp_path: Path) -> None:
+    # They meet at a file: a port found free here could be taken by another process before they bind it.
     processes = [
         subprocess.Popen(
-            [sys.executable, str(HERE), check],
-            env=environment | {"RANK": str(rank)},
+            [sys.executable, str(HERE), check, str(rank), str(tmp_path / "rendezvous")],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         for rank in range(WORLD_SIZE)
     ]
-    outputs = [process.communicate(timeout=180)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=180)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output
         assert f"{check} holds" in output
@@ -139,18 +132,26 @@ def exact_outside_inference():
         return exact()
 
 
-def main() -> None:
+def main(check: str, rank: str, rendezvous: str) -> int:
     import torch.distributed as dist
 
-    check = sys.argv[1]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=WORLD_SIZE)
     try:
         globals()[check](dist.get_rank())
-        print(f"{check} holds", flush=True)
-    finally:
-        dist.destroy_process_group()
+    except Exception:
+        traceback.print_exc()
+        return 1
+    print(f"{check} holds")
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    status = main(*sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Without Python's finalization: gloo's threads may still hold tensors, and one that lets go of a tensor in those
+    # moments ends the process with SIGABRT (https://github.com/pytorch/pytorch/pull/179291).
+    os._exit(status)
