@@ -85,13 +85,12 @@ at::Tensor scaled(
   return at::mul(gradient, factor).to(gradient.scalar_type());
 }
 
-// The fast backward, a function of values alone, so that compiled autograd can carry them. `input` and `linear_weight` are
-// there for their sizes, and only where a gradient has a unit.
+// The fast backward, a function of values alone, so that compiled autograd can carry them.
 variable_list scale_gradients(
     const at::Tensor& grad_output,
     const std::array<at::Tensor, 4>& gradients,
-    const at::Tensor& input,
-    const at::Tensor& linear_weight,
+    const c10::SymInt& rows,
+    const c10::SymInt& out_features,
     Reduction reduction,
     bool reuse) {
   variable_list result(kGradients.size());
@@ -102,7 +101,7 @@ variable_list scale_gradients(
     }
     std::optional<Unit<c10::SymInt>> unit;
     if (has_gradient_unit(gradient.scalar_type())) {
-      unit = gradient_unit(index, reduction, row_count(input), linear_weight.sym_size(0));
+      unit = gradient_unit(index, reduction, rows, out_features);
     }
     result[index] = scaled(gradient, grad_output, unit, reuse);
   }
@@ -114,6 +113,9 @@ variable_list scale_gradients_packed(const variable_list& inputs, const std::vec
 struct LinearMSELossBackward : public torch::autograd::Node {
   SavedVariable input, linear_weight, target, linear_bias, weight;
   std::array<SavedVariable, 4> gradients;
+  // For the units of the gradients. Not read off the saved input and weight: those refuse to be unpacked after a change in
+  // place, which does no harm to gradients that are computed already.
+  c10::SymInt rows, out_features;
   GradientMask mask{};
   Reduction reduction = Reduction::Mean;
   bool has_hooks = false; // saved_tensors_hooks were set: what is unpacked may belong to the user
@@ -151,22 +153,14 @@ struct LinearMSELossBackward : public torch::autograd::Node {
     }
 
     std::array<at::Tensor, 4> unpacked;
-    bool has_unit = false;
     for (const auto index : kGradients) {
       if (wanted[index]) {
         unpacked[index] = gradients[index].unpack();
-        has_unit = has_unit || has_gradient_unit(unpacked[index].scalar_type());
       }
     }
     // A graph that is kept may run again: its saved gradients are then neither changed nor given away.
     const bool reuse = !has_hooks && !torch::autograd::get_current_graph_task_keep_graph();
-    return scale_gradients(
-        grad_output,
-        unpacked,
-        has_unit ? input.unpack() : at::Tensor(),
-        has_unit ? linear_weight.unpack() : at::Tensor(),
-        reduction,
-        reuse);
+    return scale_gradients(grad_output, unpacked, rows, out_features, reduction, reuse);
   }
 
   void release_variables() override {
@@ -181,8 +175,8 @@ struct LinearMSELossBackward : public torch::autograd::Node {
 
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     args.collect(static_cast<int64_t>(reduction));
-    args.collect(input, /*is_output=*/false);
-    args.collect(linear_weight, /*is_output=*/false);
+    args.collect(rows);
+    args.collect(out_features);
     for (const auto index : kGradients) {
       if (args.cond(mask[index])) {
         args.collect(gradients[index], /*is_output=*/false);
@@ -194,17 +188,17 @@ struct LinearMSELossBackward : public torch::autograd::Node {
       const variable_list& grad_outputs, torch::dynamo::autograd::SwapSavedVariables& saved) override {
     using torch::dynamo::autograd::IValuePacker;
     const auto for_saved = [&](const auto& visit) {
-      visit(input);
-      visit(linear_weight);
+      visit(rows);
+      visit(out_features);
       for (const auto index : kGradients) {
         if (mask[index]) {
           visit(gradients[index]);
         }
       }
     };
-    for_saved([&](SavedVariable& variable) { saved.before(variable); });
+    for_saved([&](auto& value) { saved.before(value); });
 
-    variable_list tensors{input.unpack(), linear_weight.unpack()};
+    variable_list tensors;
     std::vector<bool> wanted;
     for (const auto index : kGradients) {
       wanted.push_back(mask[index] && task_should_compute_output(index));
@@ -214,6 +208,8 @@ struct LinearMSELossBackward : public torch::autograd::Node {
     }
     torch::dynamo::autograd::PackedArgs packed;
     packed.pack(static_cast<int64_t>(reduction));
+    packed.pack(rows);
+    packed.pack(out_features);
     packed.pack(wanted);
     packed.pack(tensors);
     const auto args = packed.vec();
@@ -238,7 +234,7 @@ struct LinearMSELossBackward : public torch::autograd::Node {
         IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
             torch::dynamo::autograd::get_input_metadata(next_edges())));
 
-    for_saved([&](SavedVariable& variable) { saved.after(variable); });
+    for_saved([&](auto& value) { saved.after(value); });
     return result;
   }
 };
@@ -246,19 +242,21 @@ struct LinearMSELossBackward : public torch::autograd::Node {
 variable_list scale_gradients_packed(const variable_list& inputs, const std::vector<c10::IValue>& args) {
   torch::dynamo::autograd::PackedArgs packed(args);
   const auto reduction = static_cast<Reduction>(packed.unpack<int64_t>());
+  const auto rows = packed.unpack<c10::SymInt>();
+  const auto out_features = packed.unpack<c10::SymInt>();
   const auto wanted = packed.unpack<std::vector<bool>>();
   const auto tensors = packed.unpack<variable_list>();
   if (!inputs[0].defined()) {
     return variable_list(kGradients.size());
   }
   std::array<at::Tensor, 4> gradients;
-  size_t next = 2;
+  size_t next = 0;
   for (const auto index : kGradients) {
     if (wanted[index]) {
       gradients[index] = tensors[next++];
     }
   }
-  return scale_gradients(inputs[0], gradients, tensors[0], tensors[1], reduction, /*reuse=*/false);
+  return scale_gradients(inputs[0], gradients, rows, out_features, reduction, /*reuse=*/false);
 }
 
 // Whether a fused kernel would lose something that the decomposition keeps.
@@ -333,6 +331,8 @@ at::Tensor linear_mse_loss_autograd(
   auto node = make_node<LinearMSELossBackward>();
   node->set_next_edges(torch::autograd::collect_next_edges(input, linear_weight, target, linear_bias));
   node->mask = mask;
+  node->rows = row_count(input);
+  node->out_features = linear_weight.sym_size(0);
   node->reduction = reduction == "mean" ? Reduction::Mean : Reduction::Sum;
   node->input = SavedVariable(input, /*is_output=*/false);
   node->linear_weight = SavedVariable(linear_weight, /*is_output=*/false);
