@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -46,11 +47,23 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def start(*arguments, cwd, **options):
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | options.pop("env", {})
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command = [sys.executable, "-m", "torchintro", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
+@contextlib.contextmanager
+def start(*arguments, cwd, env=None):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torchintro", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"} | (env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the suite runs in the background, the shell has it ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    with process:
+        try:
+            yield process
+        finally:  # a failed test does not wait for a million trials
+            process.kill()
 
 
 def houses(path):
@@ -287,9 +300,9 @@ def test_info_prints_the_report(run, monkeypatch):
 
 def test_bench_hands_its_options_on(run, monkeypatch):
     calls = []
-    module = types.ModuleType("torchintro.benchmark")
+    module = types.ModuleType("torchintro.benchmark.command")
     monkeypatch.setattr(module, "main", lambda *call: calls.append(call) or 3, raising=False)
-    monkeypatch.setitem(sys.modules, "torchintro.benchmark", module)
+    monkeypatch.setitem(sys.modules, "torchintro.benchmark.command", module)
     run("bench", code=3)
     run("bench", "--device", "cuda", "--row", "P1", "--row", "P4a", "--json", "out.json", "--quick", code=3)
     assert calls == [("cpu", None, None, False), ("cuda", ["P1", "P4a"], Path("out.json"), True)]
@@ -376,7 +389,7 @@ class TestProcesses:
         with start(*arguments, "--trials", 10**6, cwd=tmp_path) as process:
             assert process.stdout.readline().startswith("diabetes: 442 rows")
             database = tmp_path / "run" / "study.db"
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while not (database.exists() and finished_trials(database) >= 2):
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
