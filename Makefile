@@ -71,7 +71,7 @@ $(CUDA_ENVIRONMENT):
 	touch "$@"
 
 # A build folder and a wheel of its own, so that the checkout's in-place build for the other torch stays as it is.
-$(CUDA_INSTALLED): $(CUDA_ENVIRONMENT) $(SOURCES) $(wildcard torchintro/*.py)
+$(CUDA_INSTALLED): $(CUDA_ENVIRONMENT) $(SOURCES) $(shell find torchintro -name "*.py")
 	rm -rf build/cuda/dist
 	CUDA_HOME="$(CUDA_HOME)" TORCHINTRO_CUDA=1 $(CUDA_VENV)/bin/python setup.py --quiet \
 		build --build-base build/cuda bdist_wheel --skip-build --dist-dir build/cuda/dist

@@ -71,8 +71,8 @@ def main() -> int:
 BENCHMARK = """
 import importlib.util, sys
 from pathlib import Path
-from torchintro.benchmark import main
-from torchintro.benchmark_rows import ROWS
+from torchintro.benchmark.command import main
+from torchintro.benchmark.rows import ROWS
 rows = None
 if importlib.util.find_spec("optuna") is None:
     rows = [row.id for row in ROWS if row.kind != "study"]

@@ -9,8 +9,8 @@ import functools
 import pytest
 import torch
 
-from torchintro.benchmark_peers import make_work
-from torchintro.benchmark_rows import ROWS
+from torchintro.benchmark.peers import make_work
+from torchintro.benchmark.rows import ROWS
 
 CPU = torch.device("cpu")
 CASES = [(row, peer) for row in ROWS if row.device == "cpu" and row.kind != "memory" for peer in row.peers]

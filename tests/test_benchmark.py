@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import torchintro
-from torchintro import benchmark, reference
-from torchintro.benchmark_machine import Limits, describe
-from torchintro.benchmark_memory import extra_peak
-from torchintro.benchmark_peers import make_work
-from torchintro.benchmark_report import RowResult, row_lines, versus_lines
-from torchintro.benchmark_rows import ROWS, Row, Target, count, quick_row, select
-from torchintro.benchmark_timing import QUICK, Interruptions, Measurement, interleaved
+from torchintro import reference
+from torchintro.benchmark import command
+from torchintro.benchmark.machine import Limits, describe
+from torchintro.benchmark.memory import extra_peak
+from torchintro.benchmark.peers import make_work
+from torchintro.benchmark.report import RowResult, row_lines, versus_lines
+from torchintro.benchmark.rows import ROWS, Row, Target, count, quick_row, select
+from torchintro.benchmark.timing import QUICK, Interruptions, Measurement, interleaved
 
 CPU = torch.device("cpu")
 LIMITS = Limits(
@@ -154,7 +155,7 @@ def not_a_number(*args, **kwargs):
     ids=["loss", "nan", *SMALL.gradients],
 )
 def test_a_wrong_operator_fails_and_is_not_timed(operator, wrong):
-    result = benchmark.run_row(SMALL, CPU, LIMITS, QUICK, fused=operator)
+    result = command.run_row(SMALL, CPU, LIMITS, QUICK, fused=operator)
     assert result.status == "failed"
     assert any(
         re.match(rf"fused computes {wrong} with an error of \S+, where \S+ is allowed", f) for f in result.failures
@@ -167,7 +168,7 @@ def test_a_wrong_operator_fails_and_is_not_timed(operator, wrong):
 
 
 def test_the_right_operator_passes():
-    result = benchmark.run_row(SMALL, CPU, LIMITS, QUICK)
+    result = command.run_row(SMALL, CPU, LIMITS, QUICK)
     assert result.status == "ok"
     assert set(result.measurements) == {"eager", "fused"}
     assert set(result.checks["fused"]) == {"loss", *SMALL.gradients}
@@ -177,13 +178,13 @@ def test_a_missing_gradient_fails():
     def detached(input, linear_weight, target, *, linear_bias):
         return reference.linear_mse_loss(input, linear_weight.detach(), target, linear_bias=linear_bias)
 
-    result = benchmark.run_row(SMALL, CPU, LIMITS, QUICK, fused=detached)
+    result = command.run_row(SMALL, CPU, LIMITS, QUICK, fused=detached)
     assert "fused left no gradient of linear_weight" in result.failures[0]
 
 
 def test_a_wrong_run_has_exit_code_1(monkeypatch, capsys):
     monkeypatch.setattr(torchintro.functional, "linear_mse_loss", wrong_loss)
-    assert benchmark.main(rows=["P1"], quick=True) == 1
+    assert command.main(rows=["P1"], quick=True) == 1
     out, err = capsys.readouterr()
     assert "FAILED: fused computes loss with an error of" in out
     assert "bench: P1 on cpu failed: fused computes loss" in err
@@ -234,7 +235,7 @@ def quick_run(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "new" / "bench.json"
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = benchmark.main("cpu", ["P1", "P4d"], path, quick=True)
+        code = command.main("cpu", ["P1", "P4d"], path, quick=True)
     return code, out.getvalue(), err.getvalue(), json.loads(path.read_text())
 
 
@@ -281,7 +282,7 @@ def test_missed_targets_are_shown():
     row = replace(
         SMALL, targets=(Target("eager", at_least=1e9), Target("eager", at_most=1e9), Target("limit", at_most=1))
     )
-    result = benchmark.run_row(replace(row, limit=""), CPU, LIMITS, QUICK)
+    result = command.run_row(replace(row, limit=""), CPU, LIMITS, QUICK)
     assert result.status == "short of target"
     lines = "\n".join(row_lines(result, set()))
     assert re.search(r"fused .*>= 1e\+09x faster than eager: [\d.]+x, short of target$", lines, re.M)
@@ -293,7 +294,7 @@ def test_missed_targets_are_shown():
 def test_training_and_study_rows():
     for name in ("P2", "P3", "P8"):
         row = quick_row(row_named(name))
-        result = benchmark.run_row(row, CPU, LIMITS, QUICK, judge=False)
+        result = command.run_row(row, CPU, LIMITS, QUICK, judge=False)
         assert result.status == "ok", result.failures
         assert set(result.measurements) == set(row.peers)
         assert any('engine="auto"' in note for note in result.notes)
@@ -301,7 +302,7 @@ def test_training_and_study_rows():
 
 def test_scaled_times_are_said_to_be():
     row = replace(row_named("P7"), rows=500, measured=(2, 3))
-    result = benchmark.run_row(row, CPU, LIMITS, QUICK, judge=False)
+    result = command.run_row(row, CPU, LIMITS, QUICK, judge=False)
     assert "not run in full: times of 2 trials x 3 epochs, scaled up by 333" in result.notes
     assert result.measurements["eager"].median > 0.1  # 2000 steps cannot be done in less
 
@@ -318,7 +319,7 @@ def test_memory_is_measured_in_bytes():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_one_sentence_and_the_cpu(capsys):
-    assert benchmark.main("cuda", ["P1", "G1"], quick=True) == 0
+    assert command.main("cuda", ["P1", "G1"], quick=True) == 0
     out = capsys.readouterr().out
     assert len(re.findall(r"^bench: there is no GPU to use: .*; only the CPU is measured\.$", out, re.M)) == 1
     assert re.search(r"^P1 +step", out, re.M)
@@ -333,7 +334,7 @@ def test_without_a_gpu_one_sentence_and_the_cpu(capsys):
     ],
 )
 def test_wrong_arguments_have_exit_code_2(arguments, message, capsys):
-    assert benchmark.main(**arguments) == 2
+    assert command.main(**arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
@@ -341,7 +342,7 @@ def test_wrong_arguments_have_exit_code_2(arguments, message, capsys):
 
 def test_a_json_path_that_cannot_be_written_is_refused_at_once(tmp_path, capsys):
     for path in (tmp_path, Path(__file__) / "bench.json"):
-        assert benchmark.main(json_path=path) == 2
+        assert command.main(json_path=path) == 2
         assert "bench: json must be a file that can be written, but got" in capsys.readouterr().err
 
 
@@ -355,7 +356,7 @@ def test_description_of_the_machine():
 @pytest.mark.cuda
 def test_on_a_gpu(tmp_path, capsys):
     path = tmp_path / "bench.json"
-    assert benchmark.main("cuda", ["P1", "P2", "P4a", "P6c"], path, quick=True) == 0
+    assert command.main("cuda", ["P1", "P2", "P4a", "P6c"], path, quick=True) == 0
     assert "GPU against CPU" in capsys.readouterr().out
     assert {row["device"] for row in json.loads(path.read_text())["rows"]} == {"cpu", "cuda"}
 

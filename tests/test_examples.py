@@ -15,7 +15,9 @@ import torchintro
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MODULES = sorted(
-    module.name for module in pkgutil.iter_modules(torchintro.__path__) if module.name not in ("__main__", "_C", "_ops")
+    module.name
+    for module in pkgutil.walk_packages(torchintro.__path__, "torchintro.")
+    if not module.name.endswith((".__main__", "._C", "._ops"))
 )
 
 
@@ -34,9 +36,9 @@ def test_example(capsys, name, expected):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name, tmp_path, monkeypatch):
-    if name in ("cli", "demo"):
+    if name in ("torchintro.cli", "torchintro.demo"):
         pytest.importorskip("typer")
     monkeypatch.chdir(tmp_path)
-    failures, _ = doctest.testmod(importlib.import_module(f"torchintro.{name}"), optionflags=doctest.ELLIPSIS)
+    failures, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert failures == 0
     assert os.listdir(tmp_path) == []  # noqa: PTH208

@@ -124,7 +124,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel, source):
         metadata = email.message_from_bytes(archive.read(f"{NAME}.dist-info/METADATA"))
         entry_points = archive.read(f"{NAME}.dist-info/entry_points.txt").decode()
         tags = archive.read(f"{NAME}.dist-info/WHEEL").decode()
-    modules = {f"torchintro/{path.name}" for path in (source / "torchintro").glob("*.py*")}
+    modules = {str(path.relative_to(source)) for path in (source / "torchintro").rglob("*.py*")}
     libraries = {name for name in names if name.endswith(".so")}
     extra = {name for name in names if name.startswith(f"{NAME}.dist-info/")}
     assert names - extra == modules | libraries | {"torchintro/py.typed"}

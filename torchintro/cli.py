@@ -365,7 +365,7 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Smaller sizes and fewer repeats.")] = False,
 ) -> None:
     """Time eager PyTorch, torch.compile and the fused operator side by side, after checking that they agree."""
-    from .benchmark import main
+    from .benchmark.command import main
 
     raise typer.Exit(main(device, row, json, quick))
 

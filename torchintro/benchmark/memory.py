@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from .benchmark_peers import StepWork, make_work
-from .benchmark_rows import Row
+from .peers import StepWork, make_work
+from .rows import Row
 
 __all__ = ["HOW", "extra_peak"]
 
@@ -42,10 +42,9 @@ def extra_peak(row: Row, peer: str, device: torch.device) -> int:
     alone = replace(row, kind="step", peers=(peer,))
     if device.type == "cuda":
         return _extra_peak_of_cuda(alone, device)
-    package = Path(__file__).parent
-    path = os.pathsep.join(filter(None, [str(package.parent), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     child = subprocess.run(
-        [sys.executable, "-m", f"{package.name}.{Path(__file__).stem}"],
+        [sys.executable, "-m", __name__],
         input=pickle.dumps((alone, torch.get_num_threads())),
         capture_output=True,
         timeout=_SECONDS,

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from . import functional, reference
-from .benchmark_rows import Row
-from .benchmark_timing import Call
-from .training import fit, initial_linear
+from .. import functional, reference
+from ..training import fit, initial_linear
+from .rows import Row
+from .timing import Call
 
 __all__ = ["Check", "Operator", "StepWork", "Work", "make_work"]
 
@@ -394,7 +394,7 @@ class _StudyWork(Work):
 
     def __init__(self, row: Row, device: torch.device) -> None:
         super().__init__(row, device)
-        from .tuning import tune  # brings Optuna, which takes a second to import
+        from ..tuning import tune  # brings Optuna, which takes a second to import
 
         self.trials, self.epochs = row.measured or (row.trials, row.epochs)
         if row.measured:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C
-from ._version import __version__
-from .benchmark_timing import Call, Effort, interleaved
+from .. import _C
+from .._version import __version__
+from .timing import Call, Effort, interleaved
 
 __all__ = [
     "Limits",

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .benchmark_memory import HOW
-from .benchmark_peers import Check
-from .benchmark_rows import Row, Target, count
-from .benchmark_timing import Measurement
+from .memory import HOW
+from .peers import Check
+from .rows import Row, Target, count
+from .timing import Measurement
 
 __all__ = ["SCHEMA", "Bound", "RowResult", "Verdict", "header", "machine_lines", "row_lines", "versus_lines"]
 

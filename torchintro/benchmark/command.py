@@ -1,4 +1,4 @@
-"""The benchmark: every row of :mod:`torchintro.benchmark_rows`, verified, then timed against plain PyTorch.
+"""The benchmark: every row of :mod:`torchintro.benchmark.rows`, verified, then timed against plain PyTorch.
 
 The peers of a row run side by side in one process: ``eager`` (plain PyTorch), ``compile`` (the same through
 ``torch.compile``) and ``fused`` (this package), beside a probe of what the machine allows at most. A peer whose loss or
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from . import _C
-from .benchmark_machine import (
+from .. import _C
+from .machine import (
     Limits,
     Probe,
     cpu_name,
@@ -30,11 +30,11 @@ from .benchmark_machine import (
     measure_limits,
     traffic_probe,
 )
-from .benchmark_memory import extra_peak
-from .benchmark_peers import Operator, Work, make_work
-from .benchmark_report import SCHEMA, Bound, RowResult, Verdict, header, machine_lines, row_lines, versus_lines
-from .benchmark_rows import Row, count, quick_row, select
-from .benchmark_timing import FULL, QUICK, Effort, Interruptions, Measurement, interleaved
+from .memory import extra_peak
+from .peers import Operator, Work, make_work
+from .report import SCHEMA, Bound, RowResult, Verdict, header, machine_lines, row_lines, versus_lines
+from .rows import Row, count, quick_row, select
+from .timing import FULL, QUICK, Effort, Interruptions, Measurement, interleaved
 
 __all__ = ["main", "run_row"]
 
