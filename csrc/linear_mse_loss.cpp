@@ -78,6 +78,7 @@ c10::SymBool same_shape(c10::SymIntArrayRef sizes, c10::SymIntArrayRef leading, 
 
 // clang-format off: one line for the condition, one for the sentence, reads best in the checks.
 void check_layout_and_device(const char* name, const at::Tensor& tensor, const at::Tensor& input) {
+  TORCH_CHECK_TYPE(tensor.defined(), kOperator, ": ", name, " must be a tensor, but got an undefined one");
   TORCH_CHECK_TYPE(
       tensor.layout() == at::kStrided,
       kOperator, ": ", name, " must be a dense (strided) tensor, but got layout ", tensor.layout());

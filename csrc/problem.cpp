@@ -3,11 +3,15 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <limits>
 
 namespace torchintro {
 namespace {
+
+constexpr int64_t kSumElements = int64_t{1} << 20;
 
 at::Tensor as_matrix(const at::Tensor& tensor, int64_t rows, int64_t columns) {
   return tensor.dim() == 2 ? tensor : tensor.reshape({rows, columns});
@@ -43,7 +47,13 @@ Problem make_problem(
   const bool mean = reduction == Reduction::Mean;
   const double count = static_cast<double>(p.rows) * static_cast<double>(p.out_features);
   if (mean && weight) {
-    p.weight_sum = at::sum(p.weight, at::kDouble);
+    // On the CPU at::sum to another dtype copies its argument to that dtype first: no more than a piece of it at a time.
+    const int64_t rows_at_once = std::max<int64_t>(1, kSumElements / std::max<int64_t>(1, p.out_features));
+    const int64_t piece = p.weight.is_cpu() ? rows_at_once : std::max<int64_t>(1, p.rows);
+    p.weight_sum = at::zeros({}, p.weight.options().dtype(at::kDouble));
+    for (int64_t begin = 0; begin < p.rows; begin += piece) {
+      p.weight_sum.add_(at::sum(p.weight.narrow(0, begin, std::min(piece, p.rows - begin)), at::kDouble));
+    }
   }
   p.loss_factor = mean && !weight ? 1.0 / count : 1.0;
 

@@ -242,3 +242,25 @@ def test_gradients_have_their_arguments_shape_and_dtype(device: str) -> None:
     for name, argument in zip(NAMES, problem.tensors(), strict=True):
         assert results[name].shape == argument.shape
         assert results[name].dtype == argument.dtype
+
+
+def test_an_upstream_gradient_with_a_tangent(leaves: list[Tensor]) -> None:
+    """Backward is linear in the upstream gradient, so a tangent of it passes as the gradient itself does."""
+    import torch.autograd.forward_ad as fwad
+
+    loss, expected = call(leaves), exact(leaves)
+    with fwad.dual_level():
+        upstream = fwad.make_dual(torch.ones_like(loss), torch.full_like(loss, 3.0))
+        gradients = torch.autograd.grad(loss, leaves, upstream)
+        primals, tangents = zip(*map(fwad.unpack_dual, gradients), strict=True)
+        assert_equal_lists(primals, expected)
+        assert_equal_lists(tangents, [3.0 * gradient for gradient in expected])
+
+
+def test_batched_upstream_gradients(leaves: list[Tensor]) -> None:
+    loss, expected = call(leaves), exact(leaves)
+    upstream = torch.arange(3.0, device=loss.device)
+    for retain in (True, False):  # a freed graph gives its memory away, but not to three gradients at once
+        batched = torch.autograd.grad(loss, leaves, upstream, is_grads_batched=True, retain_graph=retain)
+        for i, factor in enumerate(upstream):
+            assert_equal_lists([gradient[i] for gradient in batched], [factor * gradient for gradient in expected])

@@ -166,3 +166,21 @@ def test_few_outputs_give_the_same_bits_for_any_number_of_threads(rows: int, d: 
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(results[0][name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("out_features", [5, 17, 20, 33])
+def test_an_infinite_row_weight_is_not_nan(device: str, out_features: int) -> None:
+    """Vectors that reach beyond the last output hold zeros there, and infinity times zero would be NaN."""
+    leaves = [torch.ones(3, 2), torch.ones(out_features, 2), torch.zeros(3, out_features)]
+    x, w, t = (tensor.to(device) for tensor in leaves)
+    weight = torch.tensor([1.0, float("inf"), 1.0], device=device)
+    assert torchintro.linear_mse_loss(x, w.requires_grad_(), t, weight=weight, reduction="sum").item() == float("inf")
+
+
+def test_the_sum_of_weights_over_many_pieces(device: str) -> None:
+    weight = torch.rand(3000, 900, device=device)
+    x, w, t = torch.zeros(3000, 2), torch.zeros(900, 2), torch.ones(3000, 900)
+    x, w, t = (tensor.to(device) for tensor in (x, w, t))
+    for given in (weight, weight[:, 0]):
+        loss = torchintro.linear_mse_loss(x, w, t, weight=given)
+        torch.testing.assert_close(loss, torch.ones_like(loss))

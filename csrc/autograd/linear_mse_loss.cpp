@@ -25,9 +25,11 @@ using torch::autograd::variable_list;
 
 constexpr std::array<Gradient, 4> kGradients{kInput, kLinearWeight, kTarget, kLinearBias};
 
-// A dense tensor whose memory may be read and written here and now: no subclass, no wrapper, no mode that records.
+// A dense tensor whose memory may be read and written here and now: no subclass, no wrapper, no mode that records, and no
+// tangent that a plain number would lose.
 bool is_plain(const at::Tensor& tensor) {
-  return !at::isTensorSubclassLike(tensor) && !tensor._is_zerotensor() && !tensor.is_neg();
+  return !at::isTensorSubclassLike(tensor) && !tensor._is_zerotensor() && !tensor.is_neg() &&
+      !tensor._fw_grad(/*level=*/0).defined();
 }
 
 // The value of a plain 0-dim CPU tensor: the one case where reading it waits for nothing.
@@ -55,7 +57,7 @@ at::Tensor scaled(
     const at::Tensor& grad_output,
     const std::optional<Unit<c10::SymInt>>& unit,
     bool reuse) {
-  reuse = reuse && is_plain(gradient);
+  reuse = reuse && is_plain(gradient) && is_plain(grad_output);
   if (const auto value = host_value(grad_output); value && gradient.is_cpu()) {
     double factor = *value;
     if (unit) {

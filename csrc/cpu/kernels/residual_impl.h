@@ -51,7 +51,14 @@ TORCHINTRO_TARGET void residual(const Residual& a, int64_t row_begin, int64_t ro
         }
         const Vector<A> difference = prediction - target;
         if (v && a.weight.column_stride == 0) {
-          weight = Vector<A>{} + Memory<U>::get(v);
+          const A value = Memory<U>::get(v);
+          if (count == L) {
+            weight = Vector<A>{} + value;
+          } else {
+            for (int64_t i = 0; i < count; ++i) { // an infinite weight times the zeros behind the last output is NaN
+              weight[i] = value;
+            }
+          }
         } else if (v && weight_by_vector) {
           weight = count == L ? Memory<U>::load(v + o) : load_first<U>(v + o, count, v + outputs);
         } else if (v) {
