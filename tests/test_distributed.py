@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ HERE = Path(__file__).resolve()
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 
 
-@pytest.mark.parametrize("check", ["ddp", "dtensor_eager", "dtensor_inference", "dtensor_compile", "tensor_parallel"])
+@pytest.mark.parametrize("check", ["ddp", "dtensor_eager", "dtensor_inference", "dtensor_probed", "dtensor_compile", "tensor_parallel"])
 def test_two_processes(check: str, tmp_path: Path) -> None:
     # They meet at a file: a port found free here could be taken by another process before they bind it.
     processes = [
@@ -125,6 +126,14 @@ def dtensor_inference(rank: int) -> None:
         torch.testing.assert_close(loss.full_tensor(), expected_loss)
         for result, expected in zip(results, [expected_loss, *gradients], strict=True):
             torch.testing.assert_close(result.full_tensor(), expected)
+
+
+def dtensor_probed(rank: int) -> None:
+    """Asking whether there is such a module, without importing it, does not use up the rules' registration."""
+    import torchintro  # noqa: F401
+
+    assert importlib.util.find_spec("torch.distributed.tensor") is not None
+    dtensor_inference(rank)
 
 
 def exact_outside_inference():

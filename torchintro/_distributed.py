@@ -41,19 +41,26 @@ def _register(module: ModuleType) -> None:
 class _AfterImport(importlib.abc.MetaPathFinder):
     """Finds nothing itself: it has the real finders find the module, and registers once the module has run."""
 
+    _asking = False
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _MODULE:
+        if fullname != _MODULE or self._asking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._asking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asking = False
         if spec is not None and spec.loader is not None:
             loader, execute = spec.loader, spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                _register(module)
+                if self in sys.meta_path:  # stays until now: whoever asked for the spec need not have imported it
+                    sys.meta_path.remove(self)
+                    _register(module)
 
             loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
