@@ -287,3 +287,21 @@ def test_without_the_extra_packages(monkeypatch, tmp_path, module, call, message
 def test_numpy_files_need_no_extra_package(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     assert len(read_table(write_table(tmp_path / "houses.npz"))) == 3
+
+
+@pytest.mark.parametrize("method", ["forward", "inverse"])
+def test_standardize_broadcasts_nothing(method):
+    standardize = Standardize.fit(torch.randn(10, 3))
+    for shape in [(10, 1), (10, 2), ()]:
+        with pytest.raises(ValueError, match=r"Standardize: input must have shape \(\*, 3\), but got"):
+            getattr(standardize, method)(torch.zeros(shape))
+
+
+def test_a_damaged_npz_is_answered(tmp_path):
+    path = tmp_path / "table.npz"
+    np.savez_compressed(path, X=np.ones((50, 3)), y=np.ones(50))
+    whole = path.read_bytes()
+    for damaged in (whole[:-30], whole[:60] + b"\xff" * 20 + whole[80:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"is not a NumPy \.npz file"):
+            read_table(path)

@@ -133,3 +133,9 @@ def test_predict():
     prediction = predict(model, X)
     assert not prediction.requires_grad
     assert (prediction - model(X)).abs().max() < 16 * torch.finfo(torch.float64).eps * prediction.abs().max()
+
+
+def test_a_model_of_nan_scores_nan():
+    model = torch.nn.Linear(2, 1)
+    torch.nn.init.constant_(model.weight, float("nan"))
+    assert math.isnan(evaluate(model, torch.randn(10, 2), torch.randn(10, 1))["r2"])

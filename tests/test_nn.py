@@ -86,3 +86,37 @@ def test_public_names_exist() -> None:
         assert getattr(torchintro, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         torchintro.nothing  # noqa: B018
+
+
+def spectral(linear: nn.Linear) -> nn.Linear:
+    return torch.nn.utils.spectral_norm(linear)
+
+
+def hooked(linear: nn.Linear) -> nn.Linear:
+    linear.register_forward_hook(lambda module, inputs, output: output * 2)
+    return linear
+
+
+class Scaled(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 2
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: spectral(nn.Linear(3, 2)), lambda: hooked(nn.Linear(3, 2)), lambda: Scaled(3, 2)]
+)
+def test_a_layer_that_computes_something_else_is_refused(make) -> None:
+    with pytest.raises(TypeError, match=r"linear must compute F.linear\(x, weight, bias\), but got"):
+        LinearMSELoss.from_linear(make())
+    with pytest.raises(TypeError, match=r"fit: model must compute F.linear"):
+        torchintro.fit(make(), torch.randn(5, 3), torch.randn(5, 2), lr=0.1)
+
+
+def test_parametrized_and_lazy_layers_are_taken() -> None:
+    x, y = torch.randn(5, 3), torch.randn(5, 2)
+    linear = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    torch.testing.assert_close(LinearMSELoss.from_linear(linear)(x, y), nn.functional.mse_loss(linear(x), y))
+    lazy = nn.LazyLinear(2)
+    criterion = LinearMSELoss.from_linear(lazy)
+    lazy(x)
+    torch.testing.assert_close(criterion(x, y), nn.functional.mse_loss(lazy(x), y))

@@ -496,3 +496,14 @@ def test_progress_calls_with_epoch_and_loss():
     calls = []
     losses = fit(model_for(X, y), X, y, lr=0.01, epochs=5, progress=lambda *call: calls.append(call)).losses
     assert calls == list(zip(range(1, 6), losses.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("engine", ["autograd", "reference"])
+def test_autocast_around_fit_changes_nothing(engine):
+    """Autocast keeps what it has cast: a loop within it would train against the first epoch's parameters."""
+    X, y = torch.randn(50, 3), torch.randn(50, 1)
+    models = [initial_linear(3, 1, seed=0) for _ in range(2)]
+    expected = fit(models[0], X, y, lr=0.1, epochs=20, engine=engine).losses
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = fit(models[1], X, y, lr=0.1, epochs=20, engine=engine).losses
+    assert torch.equal(losses, expected)

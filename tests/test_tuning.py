@@ -303,3 +303,11 @@ def test_bad_calls(arguments, error, message):
     with pytest.raises(error, match=f"^{message}") as caught:
         tune(call.pop("X"), call.pop("y"), **call)
     assert "\n" not in str(caught.value)
+
+
+def test_a_study_of_other_rows_is_refused(tmp_path):
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    tune(X, y, n_trials=1, epochs=1, storage=storage, study_name="s")
+    tune(X, y, n_trials=2, epochs=1, storage=storage, study_name="s")
+    with pytest.raises(ValueError, match=r"was made with data \(SHA-256\)="):
+        tune(X, y + 1, n_trials=3, epochs=1, storage=storage, study_name="s")

@@ -7,7 +7,8 @@ import numbers
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = [
     "check_finite",
@@ -16,6 +17,7 @@ __all__ = [
     "matrix",
     "non_negative",
     "one_of",
+    "plain_linear",
     "positive",
     "positive_integer",
     "regression_data",
@@ -66,6 +68,22 @@ def positive_integer(function: str, name: str, value: object) -> int:
     if number < 1:
         raise ValueError(f"{function}: {name} must be at least 1, but got {value!r}")
     return number
+
+
+def plain_linear(function: str, name: str, value: object) -> nn.Linear:
+    """Return ``value`` if it is a layer that computes just ``F.linear(x, weight, bias)``."""
+    if not isinstance(value, nn.Linear):
+        raise TypeError(f"{function}: {name} must be an nn.Linear, but got {type(value).__name__}")
+    # A lazy layer has a hook of its own, which makes its parameters. A parametrized one has nn.Linear's forward.
+    lazy = any(is_lazy(parameter) for parameter in value.parameters())
+    if type(value).forward is not nn.Linear.forward or (
+        not lazy and (value._forward_hooks or value._forward_pre_hooks)
+    ):
+        raise TypeError(
+            f"{function}: {name} must compute F.linear(x, weight, bias), but got {type(value).__name__} with "
+            "a forward or forward hooks of its own, which would be passed over"
+        )
+    return value
 
 
 def one_of(function: str, name: str, value: object, choices: tuple[str, ...]) -> str:

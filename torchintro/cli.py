@@ -8,6 +8,7 @@ import functools
 import os
 import statistics
 import sys
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -187,29 +188,34 @@ def train(
         return save_model(folder / "model.pt", model, metadata=metadata, **names)
 
     console.print(_describe(dataset, train_part, test_part))
-    try:
-        result = fit(
-            linear,
-            standardize(train_part.X),
-            train_part.y,
-            lr=lr,
-            epochs=epochs,
-            batch_size=batch_size,
-            optimizer=optimizer,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            validation=None if test_part is None else (standardize(test_part.X), test_part.y),
-            engine=engine,
-            seed=seed,
-            progress=report,
-        )
-    except KeyboardInterrupt as error:
-        path = save(engine=engine, interrupted=True, epochs=len(losses))
-        kept = f"the model after {len(losses)} of {epochs} epochs is kept in {path}"
-        raise _failure(f"interrupted; {kept}", INTERRUPTED) from error
-    except DivergedError as error:
-        where = f"the {error.kind} became {error.loss} in epoch {error.epoch} with lr={error.lr:g}, nothing was saved"
-        raise _failure(f"{where}: lower --lr, or let torchintro tune find one", DIVERGED) from error
+    with _made(folder):  # before the work, not after it
+        try:
+            result = fit(
+                linear,
+                standardize(train_part.X),
+                train_part.y,
+                lr=lr,
+                epochs=epochs,
+                batch_size=batch_size,
+                optimizer=optimizer,
+                momentum=momentum,
+                weight_decay=weight_decay,
+                validation=None if test_part is None else (standardize(test_part.X), test_part.y),
+                engine=engine,
+                seed=seed,
+                progress=report,
+            )
+        except KeyboardInterrupt as error:
+            if not losses:
+                raise _failure("interrupted in the first epoch; nothing was saved", INTERRUPTED) from error
+            path = save(engine=engine, interrupted=True, epochs=len(losses))
+            kept = f"the model after {len(losses)} of {epochs} epochs is kept in {path}"
+            raise _failure(f"interrupted; {kept}", INTERRUPTED) from error
+        except DivergedError as error:
+            where = f"the {error.kind} became {error.loss} in epoch {error.epoch} with lr={error.lr:g}"
+            raise _failure(
+                f"{where}, nothing was saved: lower --lr, or let torchintro tune find one", DIVERGED
+            ) from error
 
     parts = {"training": train_part} if test_part is None else {"training": train_part, "held out": test_part}
     metrics = {name: measure(model, part.X, part.y) for name, part in parts.items()}
@@ -265,7 +271,7 @@ def tune(
     train_part, validation_part = _split(rest, validation_fraction, seed, name="--validation-fraction")
     standardize = datasets.Standardize.fit(train_part.X)
     folder = _folder("tune", out)
-    url = storage or f"sqlite:///{folder / 'study.db'}"
+    url = storage or f"sqlite:///{urllib.parse.quote(str(folder / 'study.db'))}"
     console.print(_describe(dataset, train_part, validation_part, "to judge by"))
     with _made(folder), _trial_counter(trials) as count:
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 import types
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -280,11 +282,18 @@ class Standardize(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``(input - mean) / scale``."""
+        self._check(input)
         return (input - self.mean) / self.scale
 
     def inverse(self, input: Tensor) -> Tensor:
         """Return ``input * scale + mean``, which undoes :meth:`forward`."""
+        self._check(input)
         return input * self.scale + self.mean
+
+    def _check(self, input: Tensor) -> None:
+        features = self.mean.shape[0]
+        if input.dim() == 0 or input.shape[-1] != features:
+            raise ValueError(f"Standardize: input must have shape (*, {features}), but got {tuple(input.shape)}")
 
     def extra_repr(self) -> str:
         """Return the number of features, as printed in a model's description."""
@@ -340,7 +349,7 @@ def _read_numpy(function: str, path: Path) -> dict[str, Any]:
     try:
         loaded = np.load(path, allow_pickle=False)
         arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{function}: {path} is not a NumPy {path.suffix} file of numbers") from error
     if path.suffix.lower() == ".npz":
         if set(arrays) != {"X", "y"}:

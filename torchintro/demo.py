@@ -37,6 +37,7 @@ def run_demo(folder: Path, *, seed: int, trials: int, console: Console) -> None:
     trials = _checks.positive_integer("demo", "trials", trials)
     dataset = data.diabetes()
     device = _tensors(console)
+    folder.mkdir(parents=True, exist_ok=True)
     _autograd(console, device, seed)
     _model(console, dataset.to(device), seed)
     train, test, standardize = _preprocessing(console, dataset.to(device), seed)
@@ -46,7 +47,6 @@ def run_demo(folder: Path, *, seed: int, trials: int, console: Console) -> None:
     _comparison(console, train, standardize, seed)
 
     _heading(console, f"Files in {folder}", "The model, which takes features in their own units, and two plots.")
-    folder.mkdir(parents=True, exist_ok=True)
     metadata = {
         "data": dataset.name,
         "rows": len(dataset),

@@ -76,7 +76,9 @@ def evaluate(model: nn.Module, X: ArrayLike, y: ArrayLike) -> dict[str, float]:
 
     # By comparison, because the rounding of the mean gives a constant column a spread.
     varies = (columns.amin(0) != columns.amax(0)).cpu()
-    r2_by_target = torch.where(varies & (squared > 0), 1 - squared / spread, (squared == 0).double())
+    # A comparison with NaN is false, and an error of NaN must stay one.
+    by_spread = (varies & (squared > 0)) | squared.isnan()
+    r2_by_target = torch.where(by_spread, 1 - squared / spread, (squared == 0).double())
     mse = squared.mean().item() / rows
     r2 = r2_by_target.mean().item() if rows > 1 else math.nan
     return {"mse": mse, "rmse": math.sqrt(mse), "mae": absolute.mean().item() / rows, "r2": r2}

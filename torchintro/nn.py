@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import _checks
 from .functional import linear_mse_loss
 
 __all__ = ["LinearMSELoss"]
@@ -59,14 +60,13 @@ class LinearMSELoss(nn.Module):
         """Wrap an existing layer, sharing its parameters: the drop-in for the head of a model.
 
         Args:
-            linear: The layer; it is used, not copied, and keeps its hooks, device and dtype.
+            linear: The layer; it is used, not copied, and keeps its device and dtype.
             reduction: As in the constructor.
 
         Raises:
-            TypeError: ``linear`` is not an :class:`torch.nn.Linear`.
+            TypeError: ``linear`` is not an :class:`torch.nn.Linear`, or has a forward or forward hooks of its own.
         """
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"LinearMSELoss.from_linear: linear must be an nn.Linear, but got {type(linear).__name__}")
+        linear = _checks.plain_linear("LinearMSELoss.from_linear", "linear", linear)
         _check_reduction(reduction)
         criterion = cls.__new__(cls)
         nn.Module.__init__(criterion)

@@ -85,7 +85,8 @@ def _figure(title: str, xlabel: str, ylabel: str = "loss") -> tuple[Any, Any]:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title, parse_math=False)  # a file's name may hold dollar signs
     axes.grid(visible=True, which="major", alpha=0.3)
     return figure, axes
 

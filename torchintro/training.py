@@ -163,7 +163,7 @@ def fit(
         optimizer_options: Further keyword arguments of the optimizer, such as ``{"nesterov": True}``.
         validation: ``(X_val, y_val)``: their loss is computed after each epoch.
         engine: ``"autograd"`` for the fused operator in a PyTorch loop, ``"reference"`` for the same loop in plain
-            PyTorch, ``"auto"`` for the fastest that fits.
+            PyTorch; ``"auto"``, today the same as ``"autograd"``, for the one that fits.
         seed: Seed of the permutations; None draws them from PyTorch's global random state.
         progress: True prints the loss every tenth of the run; a callable is given ``(epoch, loss)`` every epoch.
 
@@ -333,7 +333,8 @@ class _Loop:
     def guarded(self) -> Iterator[None]:
         """Put the saved parameters back if the run ends by an exception; drop the gradients in any case."""
         try:
-            with torch.enable_grad():
+            # Autocast would go on with the first epoch's parameters: it keeps what it has cast until its context ends.
+            with torch.enable_grad(), torch.autocast(self.model.weight.device.type, enabled=False):
                 yield
         except BaseException:
             if self.saved_is_whole:
@@ -372,8 +373,7 @@ def _choose_engine(function: str, engine: object) -> tuple[str, _LossFunction]:
 
 
 def _check_model(model: object) -> None:
-    if not isinstance(model, nn.Linear):
-        raise TypeError(f"fit: model must be an nn.Linear, but got {type(model).__name__}")
+    model = _checks.plain_linear("fit", "model", model)
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise ValueError("fit: model must have initialised parameters, but got a lazy layer: call it on a batch first")
     if not model.weight.is_floating_point():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -119,6 +120,8 @@ def tune(
         "y": list(train[1].shape),
         "validation rows": 0 if held_out is None else held_out[0].shape[0],
     }
+    if storage is not None:  # only there a study can be met again
+        settings["data (SHA-256)"] = _fingerprint(*train, *(held_out or ()))
 
     def run(trial_lr: float, engine: str, epochs: int = epochs) -> dict[str, Any]:
         return _run(
@@ -200,6 +203,13 @@ def _run(model: nn.Linear, X: Tensor, y: Tensor, *, lr: float, epochs: int, **op
         "seconds_per_epoch": result.seconds / epochs,
         "train_loss": train_loss,
     }
+
+
+def _fingerprint(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _finished(study: optuna.Study) -> int:
