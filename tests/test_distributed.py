@@ -18,7 +18,9 @@ HERE = Path(__file__).resolve()
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 
 
-@pytest.mark.parametrize("check", ["ddp", "dtensor_eager", "dtensor_inference", "dtensor_probed", "dtensor_compile", "tensor_parallel"])
+@pytest.mark.parametrize(
+    "check", ["ddp", "dtensor_eager", "dtensor_inference", "dtensor_probed", "dtensor_compile", "tensor_parallel"]
+)
 def test_two_processes(check: str, tmp_path: Path) -> None:
     # They meet at a file: a port found free here could be taken by another process before they bind it.
     processes = [
