@@ -32,7 +32,7 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
   chunk_rows = std::min(chunk_rows, p.rows);
   const bool one_chunk = chunk_rows == p.rows;
 
-  // Chunks of a 16-bit gradient are added in float32, so that the sum is rounded once.
+  // Chunks of a 16-bit gradient are added in float32: each product rounds its chunk once, and the sum is rounded once more.
   const bool wide_sum = !one_chunk && p.mask[kLinearWeight] && options.dtype().itemsize() == 2;
   at::Tensor weight_gradient = gradients[kLinearWeight];
   at::Tensor weight_gradient_sum;
