@@ -39,10 +39,10 @@ TORCHINTRO_TARGET void residual(const Residual& a, int64_t row_begin, int64_t ro
         if (count == L) {
           prediction = Memory<T>::load(p + o);
         } else {
-          prediction = load_first<T>(p + o, count, p + outputs);
+          prediction = load_first<T>(p + o, count);
         }
         if (by_vector) {
-          target = count == L ? Memory<U>::load(t + o) : load_first<U>(t + o, count, t + outputs);
+          target = count == L ? Memory<U>::load(t + o) : load_first<U>(t + o, count);
         } else {
           target = Vector<A>{};
           for (int64_t i = 0; i < count; ++i) {
@@ -60,7 +60,7 @@ TORCHINTRO_TARGET void residual(const Residual& a, int64_t row_begin, int64_t ro
             }
           }
         } else if (v && weight_by_vector) {
-          weight = count == L ? Memory<U>::load(v + o) : load_first<U>(v + o, count, v + outputs);
+          weight = count == L ? Memory<U>::load(v + o) : load_first<U>(v + o, count);
         } else if (v) {
           for (int64_t i = 0; i < count; ++i) {
             weight[i] = Memory<U>::get(v + (o + i) * a.weight.column_stride);
