@@ -108,41 +108,31 @@ TORCHINTRO_FUNCTION void residuals(
   loss += squares;
 }
 
-// Pointers to the rows of a panel as contiguous accumulators, copied to s.x where they are not; zeros up to the tile's end.
+// The panel's rows as contiguous accumulators, in s.x.
+template <typename T>
+TORCHINTRO_INLINE void copy_rows(
+    const FewOutputs& a, int64_t row, int64_t row_end, int64_t rows, const Scratch<Accumulator<T>>& s) {
+  const T* data = static_cast<const T*>(a.input.data);
+  const T* from = data + row * a.input.row_stride;
+  if (a.input.row_stride == 1 && a.input.column_stride > 1) { // features are contiguous, not rows: transpose
+    const T* end = data + row_end + (a.in_features - 1) * a.input.column_stride;
+    load_by_columns<T>(from, a.input.column_stride, 1, end, a.in_features, a.in_features, rows, s.x, s.x_stride);
+  } else {
+    for (int64_t r = 0; r < rows; ++r) {
+      load_row<T>(from + r * a.input.row_stride, a.input.column_stride, a.in_features, s.x + r * s.x_stride);
+    }
+  }
+}
+
+// row_of[r] for the panel's rows, then for those up to the tile's end, which are zeros.
 template <typename T>
 TORCHINTRO_INLINE void find_rows(
-    const FewOutputs& a,
-    int64_t row,
-    int64_t row_end,
-    int64_t rows,
-    int64_t padded_rows,
-    const Scratch<Accumulator<T>>& s,
-    const Accumulator<T>** row_of) {
-  using A = Accumulator<T>;
-  const T* from = static_cast<const T*>(a.input.data) + row * a.input.row_stride;
-  bool direct = false;
-  if constexpr (sizeof(T) == sizeof(A)) {
-    direct = a.input.column_stride == 1;
-    for (int64_t r = 0; direct && r < rows; ++r) {
-      row_of[r] = from + r * a.input.row_stride;
-    }
-  }
-  if (!direct) {
-    for (int64_t r = 0; r < rows; ++r) {
-      row_of[r] = s.x + r * s.x_stride;
-    }
-    if (a.input.row_stride == 1 && a.input.column_stride > 1) { // features are contiguous, not rows: transpose
-      const T* end = static_cast<const T*>(a.input.data) + (row_end - 1) + (a.in_features - 1) * a.input.column_stride + 1;
-      load_by_columns<T>(
-          from, a.input.column_stride, 1, end, a.in_features, a.in_features, rows, s.x, s.x_stride);
-    } else {
-      for (int64_t r = 0; r < rows; ++r) {
-        load_row<T>(from + r * a.input.row_stride, a.input.column_stride, a.in_features, s.x + r * s.x_stride);
-      }
-    }
+    const T* first, int64_t stride, int64_t rows, int64_t padded_rows, const void* zeros, const T** row_of) {
+  for (int64_t r = 0; r < rows; ++r) {
+    row_of[r] = first + r * stride;
   }
   for (int64_t r = rows; r < padded_rows; ++r) {
-    row_of[r] = s.dx;
+    row_of[r] = static_cast<const T*>(zeros);
   }
 }
 
@@ -158,6 +148,8 @@ TORCHINTRO_TARGET void few_outputs(
     const FewOutputs& a, int64_t row_begin, int64_t row_end, double* partial, void* scratch) {
   using A = Accumulator<T>;
   const bool narrow = a.in_features <= kNarrowFeatures;
+  // 16-bit rows are converted as they are used where that is twice, and once beforehand where it is more often.
+  const bool direct = a.input.column_stride == 1 && (sizeof(T) == sizeof(A) || a.out_features == 1);
   const int64_t features = a.in_features, outputs = a.out_features, panel = panel_rows(a);
   const int64_t tile = narrow ? kNarrowTileRows * kLanes<A> : kTile;
   const int64_t run_rows = narrow ? kNarrowRunRows : kWideRunRows;
@@ -176,16 +168,31 @@ TORCHINTRO_TARGET void few_outputs(
   for (int64_t row = row_begin; row < row_end; row += panel) {
     const int64_t rows = row_end - row < panel ? row_end - row : panel;
     const int64_t padded_rows = round_up(rows, tile);
-    const A* row_of[64];
+    const A* copied_rows[64];
+    const T* rows_as_they_are[64];
     if (narrow) {
       load_operand<T>(a.input, row, row_end, rows, padded_rows, features, s.x, panel);
       narrow_predict<A>(s.x, w, features, outputs, padded_rows, panel, s.p);
-    } else {
-      find_rows<T>(a, row, row_end, rows, padded_rows, s, row_of);
-      if (wt) {
-        wide_predict_outer<A>(row_of, rows, wt, transposed_stride(outputs), features, outputs, panel, s.p);
+    } else if (direct) {
+      const T* first = static_cast<const T*>(a.input.data) + row * a.input.row_stride;
+      find_rows<T>(first, a.input.row_stride, rows, padded_rows, s.dx, rows_as_they_are);
+      if constexpr (sizeof(T) == sizeof(A)) {
+        if (wt) {
+          wide_predict_outer<A>(
+              rows_as_they_are, rows, wt, transposed_stride(outputs), features, outputs, panel, s.p);
+        } else {
+          wide_predict<T>(rows_as_they_are, rows, w, features, outputs, panel, s.p);
+        }
       } else {
-        wide_predict<A>(row_of, rows, w, features, outputs, panel, s.p);
+        wide_predict<T>(rows_as_they_are, rows, w, features, outputs, panel, s.p);
+      }
+    } else {
+      copy_rows<T>(a, row, row_end, rows, s);
+      find_rows<A>(s.x, s.x_stride, rows, padded_rows, s.dx, copied_rows);
+      if (wt) {
+        wide_predict_outer<A>(copied_rows, rows, wt, transposed_stride(outputs), features, outputs, panel, s.p);
+      } else {
+        wide_predict<A>(copied_rows, rows, w, features, outputs, panel, s.p);
       }
     }
     const int64_t residual_rows = round_up(rows, kLanes<A>);
@@ -201,8 +208,11 @@ TORCHINTRO_TARGET void few_outputs(
     }
     if (a.wants_weight_gradient && narrow) {
       narrow_weight_gradient<A>(s.x, s.p, features, outputs, padded_rows, panel, s.dw);
+    } else if (a.wants_weight_gradient && direct) {
+      const int64_t next = row + 2 * panel <= row_end ? panel * a.input.row_stride : 0;
+      wide_weight_gradient<T>(rows_as_they_are, rows, next, features, outputs, s.p, panel, s.dw, s.dw_stride);
     } else if (a.wants_weight_gradient) {
-      wide_weight_gradient<A>(row_of, rows, features, outputs, s.p, panel, s.dw, s.dw_stride);
+      wide_weight_gradient<A>(copied_rows, rows, 0, features, outputs, s.p, panel, s.dw, s.dw_stride);
     }
     if (a.grad_input) {
       T* to = static_cast<T*>(a.grad_input) + row * features;

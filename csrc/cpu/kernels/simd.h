@@ -65,7 +65,13 @@ typedef float Float32 __attribute__((vector_size(TORCHINTRO_VECTOR_BYTES)));
 // 16-bit <-> float32, of a vector or of one value (as a vector's first lane the compiler makes one of it).
 
 TORCHINTRO_INLINE Float32 widen(Half16 half, bfloat16) {
+#if TORCHINTRO_VECTOR_BYTES == 64
+  return (Float32)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)half), 16);
+#elif TORCHINTRO_VECTOR_BYTES == 32
+  return (Float32)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)half), 16);
+#else
   return (Float32)(__builtin_convertvector(half, Bits32) << 16);
+#endif
 }
 
 TORCHINTRO_INLINE Float32 widen(Half16 half, float16) {

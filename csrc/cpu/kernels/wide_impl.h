@@ -13,6 +13,10 @@ constexpr int64_t kTile = TORCHINTRO_VECTOR_BYTES >= 64 ? 16 : 8;
 template <int64_t Q>
 constexpr int64_t kTileRows = Q == 1 ? kTile : Q == 2 ? kTile / 2 : kTile / 4;
 
+// Vectors whose elements, as stored, share a cache line of 64 bytes.
+template <typename T>
+constexpr int64_t kVectorsPerLine = 64 / kStoredBytes<T>;
+
 template <typename A>
 struct Columns { // how a row is cut into vectors
   int64_t features;
@@ -28,8 +32,14 @@ struct Columns { // how a row is cut into vectors
 };
 
 // p[q][r] = sum_d row[r][d] w[q][d], for a tile of R rows and Q outputs
-template <typename A, int64_t R, int64_t Q>
-TORCHINTRO_INLINE void dot_tile(const A* const* row, const A* w, const Columns<A>& columns, int64_t p_stride, A* p) {
+template <typename T, int64_t R, int64_t Q>
+TORCHINTRO_INLINE void dot_tile(
+    const T* const* row,
+    const Accumulator<T>* w,
+    const Columns<Accumulator<T>>& columns,
+    int64_t p_stride,
+    Accumulator<T>* p) {
+  using A = Accumulator<T>;
   constexpr int64_t L = kLanes<A>, S = (R * Q + L - 1) / L * L;
   Vector<A> sum[S] = {};
   for (int64_t d = 0; d < columns.whole; d += L) {
@@ -38,7 +48,7 @@ TORCHINTRO_INLINE void dot_tile(const A* const* row, const A* w, const Columns<A
       weight[q] = Memory<A>::load(w + q * columns.features + d);
     }
     for (int64_t r = 0; r < R; ++r) {
-      const Vector<A> x = Memory<A>::load(row[r] + d);
+      const Vector<A> x = Memory<T>::load(row[r] + d);
       for (int64_t q = 0; q < Q; ++q) {
         sum[q * R + r] += x * weight[q];
       }
@@ -46,7 +56,7 @@ TORCHINTRO_INLINE void dot_tile(const A* const* row, const A* w, const Columns<A
   }
   if (columns.whole < columns.features) {
     for (int64_t r = 0; r < R; ++r) {
-      const Vector<A> x = keep<A>(Memory<A>::load(row[r] + columns.last), columns.mask);
+      const Vector<A> x = keep<A>(Memory<T>::load(row[r] + columns.last), columns.mask);
       for (int64_t q = 0; q < Q; ++q) {
         const Vector<A> weight = Memory<A>::load(w + q * columns.features + columns.last);
         sum[q * R + r] += x * keep<A>(weight, columns.mask);
@@ -64,32 +74,44 @@ TORCHINTRO_INLINE void dot_tile(const A* const* row, const A* w, const Columns<A
   }
 }
 
-template <typename A, int64_t Q>
+template <typename T, int64_t Q>
 TORCHINTRO_INLINE void dot_rows(
-    const A* const* row, int64_t rows, const A* w, const Columns<A>& columns, int64_t p_stride, A* p) {
+    const T* const* row,
+    int64_t rows,
+    const Accumulator<T>* w,
+    const Columns<Accumulator<T>>& columns,
+    int64_t p_stride,
+    Accumulator<T>* p) {
   for (int64_t r = 0; r < rows; r += kTileRows<Q>) {
-    dot_tile<A, kTileRows<Q>, Q>(row + r, w, columns, p_stride, p + r);
+    dot_tile<T, kTileRows<Q>, Q>(row + r, w, columns, p_stride, p + r);
   }
 }
 
 // p[o][r] for all outputs and at least `rows` rows, which are rounded up to a tile: row[] must reach that far
-template <typename A>
+template <typename T>
 TORCHINTRO_FUNCTION void wide_predict(
-    const A* const* row, int64_t rows, const A* w, int64_t features, int64_t outputs, int64_t p_stride, A* p) {
+    const T* const* row,
+    int64_t rows,
+    const Accumulator<T>* w,
+    int64_t features,
+    int64_t outputs,
+    int64_t p_stride,
+    Accumulator<T>* p) {
+  using A = Accumulator<T>;
   const auto columns = Columns<A>::of(features);
   int64_t o = 0;
   for (; o + 4 <= outputs; o += 4) {
-    dot_rows<A, 4>(row, rows, w + o * features, columns, p_stride, p + o * p_stride);
+    dot_rows<T, 4>(row, rows, w + o * features, columns, p_stride, p + o * p_stride);
   }
   w += o * features;
   p += o * p_stride;
   switch (outputs - o) {
     case 3:
-      return dot_rows<A, 3>(row, rows, w, columns, p_stride, p);
+      return dot_rows<T, 3>(row, rows, w, columns, p_stride, p);
     case 2:
-      return dot_rows<A, 2>(row, rows, w, columns, p_stride, p);
+      return dot_rows<T, 2>(row, rows, w, columns, p_stride, p);
     case 1:
-      return dot_rows<A, 1>(row, rows, w, columns, p_stride, p);
+      return dot_rows<T, 1>(row, rows, w, columns, p_stride, p);
     default:
       return;
   }
@@ -171,22 +193,29 @@ TORCHINTRO_FUNCTION void wide_predict_outer(
 }
 
 // dw[q][v] += sum_r g[q][r] row[r][v], for a tile of Q outputs and V vectors; with `Last` the one vector that reaches back.
-template <typename A, int64_t Q, int64_t V, bool Last>
+template <typename T, int64_t Q, int64_t V, bool Last>
 TORCHINTRO_INLINE void gradient_tile(
-    const A* const* row,
+    const T* const* row,
     int64_t rows,
+    int64_t next,
     int64_t d,
-    const Columns<A>& columns,
-    const A* g,
+    const Columns<Accumulator<T>>& columns,
+    const Accumulator<T>* g,
     int64_t g_stride,
-    A* dw,
+    Accumulator<T>* dw,
     int64_t dw_stride) {
+  using A = Accumulator<T>;
   constexpr int64_t L = kLanes<A>;
   Vector<A> sum[Q][V] = {}; // the panel's own sum first: a shorter chain of roundings
   for (int64_t r = 0; r < rows; ++r) {
     Vector<A> x[V];
+    if (next != 0) {
+      for (int64_t v = 0; v < V; v += kVectorsPerLine<T>) {
+        __builtin_prefetch(row[r] + next + d + v * L, 0, 2);
+      }
+    }
     for (int64_t v = 0; v < V; ++v) {
-      x[v] = Memory<A>::load(row[r] + d + v * L);
+      x[v] = Memory<T>::load(row[r] + d + v * L);
       if constexpr (Last) {
         x[v] = keep<A>(x[v], columns.mask);
       }
@@ -206,56 +235,60 @@ TORCHINTRO_INLINE void gradient_tile(
   }
 }
 
-template <typename A, int64_t Q, int64_t V, bool Last>
+template <typename T, int64_t Q, int64_t V, bool Last>
 TORCHINTRO_INLINE void gradient_outputs(
-    const A* const* row,
+    const T* const* row,
     int64_t rows,
+    int64_t next,
     int64_t d,
-    const Columns<A>& columns,
+    const Columns<Accumulator<T>>& columns,
     int64_t outputs,
-    const A* g,
+    const Accumulator<T>* g,
     int64_t g_stride,
-    A* dw,
+    Accumulator<T>* dw,
     int64_t dw_stride) {
   int64_t o = 0;
   for (; o + Q <= outputs; o += Q) {
-    gradient_tile<A, Q, V, Last>(
-        row, rows, d, columns, g + o * g_stride, g_stride, dw + o * dw_stride, dw_stride);
+    gradient_tile<T, Q, V, Last>(
+        row, rows, o == 0 ? next : 0, d, columns, g + o * g_stride, g_stride, dw + o * dw_stride, dw_stride);
   }
   if constexpr (Q > 1) {
-    gradient_outputs<A, Q / 2, V, Last>(
-        row, rows, d, columns, outputs - o, g + o * g_stride, g_stride, dw + o * dw_stride, dw_stride);
+    gradient_outputs<T, Q / 2, V, Last>(
+        row, rows, o == 0 ? next : 0, d, columns, outputs - o, g + o * g_stride, g_stride, dw + o * dw_stride, dw_stride);
   }
 }
 
 // dw[o][...] += sum_r g[o][r] row[r][...]. Rows of dw are cut as the columns are: whole vectors, then the last one, whose
-// masked lanes stay zero. The rows behind `next` are asked for while these are worked on.
-template <typename A>
+// masked lanes are of no use. The rows `next` elements further, if any, are asked for while these are worked on: the memory
+// would be idle for a third of the time.
+template <typename T>
 TORCHINTRO_FUNCTION void wide_weight_gradient(
-    const A* const* row,
+    const T* const* row,
     int64_t rows,
+    int64_t next,
     int64_t features,
     int64_t outputs,
-    const A* g,
+    const Accumulator<T>* g,
     int64_t g_stride,
-    A* dw,
+    Accumulator<T>* dw,
     int64_t dw_stride) {
+  using A = Accumulator<T>;
   constexpr int64_t L = kLanes<A>, Q = kTile / 4, V = 4;
   const auto columns = Columns<A>::of(features);
   int64_t d = 0;
   if (outputs == 1) { // more vectors in flight where there is but one product for each
     for (; d + 8 * L <= columns.whole; d += 8 * L) {
-      gradient_tile<A, 1, 8, false>(row, rows, d, columns, g, g_stride, dw + d, dw_stride);
+      gradient_tile<T, 1, 8, false>(row, rows, next, d, columns, g, g_stride, dw + d, dw_stride);
     }
   }
   for (; d + V * L <= columns.whole; d += V * L) {
-    gradient_outputs<A, Q, V, false>(row, rows, d, columns, outputs, g, g_stride, dw + d, dw_stride);
+    gradient_outputs<T, Q, V, false>(row, rows, next, d, columns, outputs, g, g_stride, dw + d, dw_stride);
   }
   for (; d < columns.whole; d += L) {
-    gradient_outputs<A, Q, 1, false>(row, rows, d, columns, outputs, g, g_stride, dw + d, dw_stride);
+    gradient_outputs<T, Q, 1, false>(row, rows, next, d, columns, outputs, g, g_stride, dw + d, dw_stride);
   }
   if (columns.whole < features) {
-    gradient_outputs<A, Q, 1, true>(row, rows, columns.last, columns, outputs, g, g_stride, dw + d, dw_stride);
+    gradient_outputs<T, Q, 1, true>(row, rows, next, columns.last, columns, outputs, g, g_stride, dw + d, dw_stride);
   }
 }
 
