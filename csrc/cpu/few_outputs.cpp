@@ -4,19 +4,48 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace torchintro::cpu {
 namespace {
 
 // Blocks of the few-outputs kernel: at least so many rows, so that a block's sums (8 O D bytes) stay small beside its rows,
-// and at most so many blocks, so that all sums do. Fixed by the sizes, never by the number of threads.
+// and at most so many blocks, so that all sums together stay in the caches. Fixed by the sizes, never by the number of
+// threads.
 constexpr int64_t kRowsPerBlock = 256;
 constexpr int64_t kRowsPerBlockAndOutput = 32;
 constexpr int64_t kMaximumBlocks = 128;
+constexpr int64_t kManyBlocks = 16;
+constexpr int64_t kSumsBytes = int64_t{4} << 20;
+
+int64_t count_blocks(const Problem& p, int64_t sums) {
+  const int64_t rows = std::max(kRowsPerBlock, kRowsPerBlockAndOutput * p.out_features);
+  const int64_t most = std::clamp(kSumsBytes / (8 * sums), kManyBlocks, kMaximumBlocks);
+  return std::clamp<int64_t>(p.rows / rows, 1, most);
+}
 
 // From here on the rows of dx are stored past the caches: what is smaller may still be there when it is read.
 constexpr int64_t kPastCachesBytes = int64_t{32} << 20;
+
+// Fresh memory is mapped page by page as it is first written, which takes several times as long as writing it: large
+// gradients ask for pages of 2 MB instead. A wish: without transparent huge pages nothing happens.
+constexpr int64_t kHugePage = int64_t{2} << 20;
+
+void expect_writes(const at::Tensor& gradient) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (gradient.defined() && static_cast<int64_t>(gradient.nbytes()) >= 2 * kHugePage) {
+    const auto begin = reinterpret_cast<uintptr_t>(gradient.mutable_data_ptr());
+    const auto first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+    const auto last = (begin + gradient.nbytes()) / kHugePage * kHugePage;
+    if (first < last) {
+      madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+    }
+  }
+#endif
+}
 
 void write_scaled(const at::Tensor& to, const double* from, double scale) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, to.scalar_type(), "linear_mse_loss", [&] {
@@ -31,6 +60,8 @@ void write_scaled(const at::Tensor& to, const double* from, double scale) {
 
 std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) {
   auto gradients = empty_gradients(p);
+  expect_writes(gradients[kInput]);
+  expect_writes(gradients[kTarget]);
   const auto accumulator = p.input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto linear_weight = p.linear_weight.to(accumulator).contiguous();
   const auto linear_bias = p.linear_bias.defined() ? p.linear_bias.to(accumulator).contiguous() : at::Tensor();
@@ -50,22 +81,14 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) 
   call.grad_target = data_or_null(gradients[kTarget]);
   call.wants_weight_gradient = p.mask[kLinearWeight];
   call.past_caches = p.mask[kInput] && static_cast<int64_t>(gradients[kInput].nbytes()) >= kPastCachesBytes;
-  at::Tensor transposed;
-  if (wants_transposed(p.rows, p.in_features, p.out_features)) {
-    transposed = at::zeros({p.in_features, transposed_stride(p.out_features)}, linear_weight.options());
-    transposed.narrow(1, 0, p.out_features).copy_(linear_weight.t());
-    call.linear_weight_transposed = transposed.const_data_ptr();
-  }
 
-  const int64_t block_rows = std::max(kRowsPerBlock, kRowsPerBlockAndOutput * p.out_features);
-  const int64_t blocks = std::clamp<int64_t>(p.rows / block_rows, 1, kMaximumBlocks);
-  const int64_t weights = p.mask[kLinearWeight] ? p.out_features * p.in_features : 0;
+  const int64_t size = 1 + p.out_features + (p.mask[kLinearWeight] ? p.out_features * p.in_features : 0);
   const auto kernel = find_kernels(dtype_of(p.input), dtype_of(p.target)).few_outputs;
   const auto sums = sum_blocks(
       p.rows,
-      blocks,
+      count_blocks(p, size),
       p.in_features * p.out_features,
-      1 + p.out_features + weights,
+      size,
       few_outputs_scratch_bytes(call),
       [&](int64_t begin, int64_t end, double* partial, void* scratch) { kernel(call, begin, end, partial, scratch); });
 

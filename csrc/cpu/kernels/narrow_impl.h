@@ -51,7 +51,8 @@ TORCHINTRO_FUNCTION void narrow_predict(
 }
 
 template <typename A, int64_t Q, int64_t C>
-TORCHINTRO_INLINE void narrow_gradient_tile(const A* xt, const A* g, int64_t features, int64_t rows, int64_t panel, A* dw) {
+TORCHINTRO_INLINE void narrow_gradient_tile(
+    const A* xt, const A* g, int64_t features, int64_t rows, int64_t panel, A* dw) {
   constexpr int64_t L = kLanes<A>;
   Vector<A> sum[Q][C] = {}; // the panel's own sum first: a shorter chain of roundings
   for (int64_t row = 0; row < rows; row += L) {
@@ -75,7 +76,8 @@ TORCHINTRO_INLINE void narrow_gradient_tile(const A* xt, const A* g, int64_t fea
 }
 
 template <typename A, int64_t Q>
-TORCHINTRO_INLINE void narrow_gradient_rows(const A* xt, const A* g, int64_t features, int64_t rows, int64_t panel, A* dw) {
+TORCHINTRO_INLINE void narrow_gradient_rows(
+    const A* xt, const A* g, int64_t features, int64_t rows, int64_t panel, A* dw) {
   constexpr int64_t L = kLanes<A>, C = TORCHINTRO_VECTOR_BYTES >= 64 ? 4 : 2;
   int64_t d = 0;
   for (; d + C <= features; d += C) {
