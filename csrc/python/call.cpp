@@ -62,18 +62,18 @@ PyObject* linear_mse_loss(PyObject* /*module*/, PyObject* const* args, Py_ssize_
   if (reduction == nullptr) {
     throw python_error();
   }
+  // Owned, not referred to: the first to share a tensor with its Python object, and the last to let go of it, has to hold
+  // the interpreter's lock. That is here, where it is held, and not at every copy below, where it would be taken again.
+  const at::Tensor input = THPVariable_Unpack(args[kInputArgument]);
+  const at::Tensor linear_weight = THPVariable_Unpack(args[kLinearWeightArgument]);
+  const at::Tensor target = THPVariable_Unpack(args[kTargetArgument]);
   const auto linear_bias = optional_tensor(args[kLinearBiasArgument]);
   const auto weight = optional_tensor(args[kWeightArgument]);
   at::Tensor loss;
   {
     const pybind11::gil_scoped_release no_gil;
     loss = op.call(
-        THPVariable_Unpack(args[kInputArgument]),
-        THPVariable_Unpack(args[kLinearWeightArgument]),
-        THPVariable_Unpack(args[kTargetArgument]),
-        linear_bias,
-        weight,
-        std::string_view(reduction, static_cast<size_t>(length)));
+        input, linear_weight, target, linear_bias, weight, std::string_view(reduction, static_cast<size_t>(length)));
   }
   return THPVariable_Wrap(std::move(loss));
   END_HANDLE_TH_ERRORS
