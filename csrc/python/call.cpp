@@ -59,8 +59,9 @@ PyObject* linear_mse_loss(PyObject* /*module*/, PyObject* const* args, Py_ssize_
       c10::Dispatcher::singleton().findSchemaOrThrow("torchintro::linear_mse_loss", "").typed<Operator>();
   Py_ssize_t length = 0;
   const char* reduction = PyUnicode_AsUTF8AndSize(args[kReduction], &length);
-  if (reduction == nullptr) {
-    throw python_error();
+  if (reduction == nullptr) { // not even text that can be encoded
+    PyErr_Clear();
+    Py_RETURN_NONE;
   }
   // Owned, not referred to: the first to share a tensor with its Python object, and the last to let go of it, has to hold
   // the interpreter's lock. That is here, where it is held, and not at every copy below, where it would be taken again.
