@@ -40,6 +40,10 @@ Problem make_problem(
     Reduction reduction,
     const GradientMask& mask);
 
+// An uninitialised, contiguous tensor. On the CPU it does not go through the dispatcher, which costs more than the memory;
+// for use below autograd, by a kernel that overwrites all of it.
+at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options);
+
 // Uninitialised, contiguous gradients of the flattened shapes, for those in the mask; undefined for the others.
 std::array<at::Tensor, 4> empty_gradients(const Problem& problem);
 
@@ -48,9 +52,6 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> results_of_nothing(const Probl
 
 // Gives flattened gradients their arguments' shapes.
 LossAndGradients unflatten(
-    const at::Tensor& loss,
-    const std::array<at::Tensor, 4>& gradients,
-    const at::Tensor& input,
-    const at::Tensor& target);
+    at::Tensor loss, std::array<at::Tensor, 4> gradients, const at::Tensor& input, const at::Tensor& target);
 
 } // namespace torchintro

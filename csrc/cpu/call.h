@@ -7,6 +7,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdlib>
 #include <memory>
 
@@ -37,22 +38,40 @@ inline void* data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
 }
 
+// The tensor, contiguous and in a dtype; itself if it is, which asking the dispatcher would take longer to find out.
+inline at::Tensor contiguous_in(at::ScalarType dtype, const at::Tensor& tensor) {
+  return (tensor.scalar_type() == dtype ? tensor : tensor.to(dtype)).contiguous();
+}
+
 // residual_factor / S, which on the CPU can simply be read.
 inline double residual_scale(const Problem& p) {
   return p.weight_sum.defined() ? p.residual_factor / *p.weight_sum.const_data_ptr<double>() : p.residual_factor;
 }
 
-struct FreeScratch {
-  void operator()(void* memory) const {
-    std::free(memory);
+// A kernel's scratch: on the stack up to a size that a small problem stays within, whose time an aligned allocation and its
+// release would be felt in.
+class ScratchMemory {
+ public:
+  explicit ScratchMemory(int64_t bytes) {
+    if (bytes > static_cast<int64_t>(sizeof(small_))) {
+      large_.reset(std::aligned_alloc(kScratchAlignment, round_up(bytes, kScratchAlignment)));
+      TORCH_CHECK_WITH(OutOfMemoryError, large_, "linear_mse_loss: no memory for ", bytes, " bytes of scratch");
+    }
   }
-};
 
-inline std::unique_ptr<void, FreeScratch> scratch_memory(int64_t bytes) {
-  void* memory = std::aligned_alloc(kScratchAlignment, round_up(std::max<int64_t>(bytes, 1), kScratchAlignment));
-  TORCH_CHECK_WITH(OutOfMemoryError, memory != nullptr, "linear_mse_loss: no memory for ", bytes, " bytes of scratch");
-  return std::unique_ptr<void, FreeScratch>(memory);
-}
+  void* get() {
+    return large_ ? large_.get() : small_;
+  }
+
+ private:
+  struct Free {
+    void operator()(void* memory) const {
+      std::free(memory);
+    }
+  };
+  alignas(kScratchAlignment) std::byte small_[8192];
+  std::unique_ptr<void, Free> large_;
+};
 
 // Runs kernel(begin, end, partial, scratch) over blocks of rows and adds the blocks' `size` sums up, in block order. The
 // sums are the first `size` values of what is returned.
@@ -70,7 +89,7 @@ std::unique_ptr<double[]> sum_blocks(
       std::max<int64_t>(1, kOperationsPerThread / std::max<int64_t>(1, operations_per_row * block_rows));
   std::unique_ptr<double[]> sums(new double[blocks * size]);
   at::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-    const auto scratch = scratch_memory(scratch_bytes);
+    ScratchMemory scratch(scratch_bytes);
     for (int64_t block = begin; block < end; ++block) {
       kernel(block * block_rows, std::min(rows, (block + 1) * block_rows), sums.get() + block * size, scratch.get());
     }

@@ -3,7 +3,6 @@
 #include "cpu/call.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -63,8 +62,8 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) 
   expect_writes(gradients[kInput]);
   expect_writes(gradients[kTarget]);
   const auto accumulator = p.input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const auto linear_weight = p.linear_weight.to(accumulator).contiguous();
-  const auto linear_bias = p.linear_bias.defined() ? p.linear_bias.to(accumulator).contiguous() : at::Tensor();
+  const auto linear_weight = contiguous_in(accumulator, p.linear_weight);
+  const auto linear_bias = p.linear_bias.defined() ? contiguous_in(accumulator, p.linear_bias) : at::Tensor();
 
   FewOutputs call{};
   call.input = strided(p.input);
@@ -98,10 +97,10 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) 
   if (p.mask[kLinearWeight]) {
     write_scaled(gradients[kLinearWeight], sums.get() + 1 + p.out_features, p.weight_gradient_factor);
   }
-  const auto loss = at::empty({}, p.target.options());
+  auto loss = empty_result({}, p.target.options());
   const double s = p.weight_sum.defined() ? *p.weight_sum.const_data_ptr<double>() : 1.0;
   write_scaled(loss, sums.get(), p.loss_factor / s);
-  return {loss, gradients};
+  return {std::move(loss), std::move(gradients)};
 }
 
 } // namespace torchintro::cpu

@@ -44,8 +44,8 @@ LossAndGradients linear_mse_loss_grads_cpu(
     GradientMask output_mask) {
   const auto parsed = check_grads_inputs(input, linear_weight, target, linear_bias, weight, reduction, output_mask);
   const auto problem = make_problem(input, linear_weight, target, linear_bias, weight, parsed, output_mask);
-  const auto [loss, gradients] = loss_and_gradients(problem);
-  return unflatten(loss, gradients, input, target);
+  auto [loss, gradients] = loss_and_gradients(problem);
+  return unflatten(std::move(loss), std::move(gradients), input, target);
 }
 
 TORCH_LIBRARY_IMPL(torchintro, CPU, m) {
