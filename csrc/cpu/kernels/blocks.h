@@ -1,0 +1,49 @@
+// Sums over blocks of rows: which thread computes what. Knows no threads itself: the operator brings ATen's, the tests under
+// ThreadSanitizer std::thread. Not for the levels' files, which may not use the standard library.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+
+namespace torchintro::cpu {
+
+// Multiplications that are worth waking a thread for (ATen's own grain size).
+constexpr int64_t kOperationsPerThread = 32768;
+
+// Runs kernel(begin, end, partial, scratch) over blocks of rows and adds the blocks' `size` sums up, in block order. The
+// sums are the first `size` values of what is returned. `parallel_for(begin, end, grain, run)` is as ATen's: it cuts the
+// range into pieces of `grain` or more and calls run(begin, end) for each, from any thread. There is at least one row.
+template <typename ParallelFor, typename Kernel>
+std::unique_ptr<double[]> sum_blocks(
+    const ParallelFor& parallel_for,
+    int64_t rows,
+    int64_t blocks,
+    int64_t operations_per_row,
+    int64_t size,
+    int64_t scratch_bytes,
+    const Kernel& kernel) {
+  const int64_t block_rows = (rows + blocks - 1) / blocks;
+  blocks = (rows + block_rows - 1) / block_rows;
+  const int64_t grain =
+      std::max<int64_t>(1, kOperationsPerThread / std::max<int64_t>(1, operations_per_row * block_rows));
+  std::unique_ptr<double[]> sums(new double[blocks * size]);
+  parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<double[]> scratch(new double[(scratch_bytes + 7) / 8]);
+    for (int64_t block = begin; block < end; ++block) {
+      kernel(block * block_rows, std::min(rows, (block + 1) * block_rows), sums.get() + block * size, scratch.get());
+    }
+  });
+  if (blocks > 1) {
+    parallel_for(0, size, kOperationsPerThread / blocks + 1, [&](int64_t begin, int64_t end) {
+      for (int64_t block = 1; block < blocks; ++block) {
+        for (int64_t i = begin; i < end; ++i) {
+          sums[i] += sums[block * size + i];
+        }
+      }
+    });
+  }
+  return sums;
+}
+
+} // namespace torchintro::cpu
