@@ -27,7 +27,8 @@ struct Sum {
 
 class Expected { // a matrix of them
  public:
-  Expected(int64_t rows, int64_t columns) : columns_(columns), sums_(static_cast<size_t>(rows * columns)) {}
+  Expected(int64_t rows, int64_t columns)
+      : columns_(columns), sums_(static_cast<size_t>(rows * columns)) {}
 
   Sum& at(int64_t row, int64_t column) {
     return sums_[static_cast<size_t>(row * columns_ + column)];

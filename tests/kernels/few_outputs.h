@@ -46,7 +46,8 @@ struct FewOutputsResults {
   Buffer grad_target;
   std::vector<double> sums; // of all blocks
 
-  FewOutputsResults(Random& random, const FewOutputsProblem& p) : sums(static_cast<size_t>(p.sums())) {
+  FewOutputsResults(Random& random, const FewOutputsProblem& p)
+      : sums(static_cast<size_t>(p.sums())) {
     if (p.wants_input) {
       grad_input = draw_output(random, p.input_type, p.rows * p.features);
     }
@@ -55,6 +56,10 @@ struct FewOutputsResults {
     }
   }
 };
+
+inline bool same_bits(const FewOutputsResults& a, const FewOutputsResults& b) {
+  return same_bits(a.sums, b.sums) && same_bits(a.grad_input, b.grad_input) && same_bits(a.grad_target, b.grad_target);
+}
 
 inline cpu::FewOutputs call_few_outputs(const FewOutputsProblem& p, const FewOutputsResults& results) {
   cpu::FewOutputs call{};
@@ -97,9 +102,8 @@ inline int64_t draw_few_outputs(Random& random) {
                   : random.between(1, cpu::kMaximumFewOutputs);
 }
 
-inline void draw_dtypes(Random& random, DType& input, DType& target) {
-  input = static_cast<DType>(random.between(0, 3));
-  target = bytes_of(input) == 2 && random.coin() ? DType::Float32 : input;
+inline DtypePair draw_dtypes(Random& random) {
+  return kDtypePairs[random.between(0, std::size(kDtypePairs) - 1)];
 }
 
 // One value that is not finite, in one of the matrices.
@@ -107,11 +111,10 @@ inline void draw_special(Random& random, std::initializer_list<Matrix*> matrices
   Matrix& matrix = *matrices.begin()[random.between(0, static_cast<int64_t>(matrices.size()) - 1)];
   if (matrix.present() && !matrix.values.empty()) {
     const double infinity = std::numeric_limits<double>::infinity();
-    const double value = random.coin() ? std::numeric_limits<double>::quiet_NaN() : random.coin() ? infinity : -infinity;
-    matrix.set(
-        random.between(0, matrix.layout.rows - 1),
-        random.between(0, matrix.layout.columns - 1),
-        value);
+    const double value = random.coin() ? std::numeric_limits<double>::quiet_NaN()
+        : random.coin()                ? infinity
+                                       : -infinity;
+    matrix.set(random.between(0, matrix.layout.rows - 1), random.between(0, matrix.layout.columns - 1), value);
   }
 }
 
@@ -126,8 +129,7 @@ inline FewOutputsProblem draw_few_outputs_problem(
   p.outputs = outputs;
   const DType accumulator = accumulator_of(input_type);
   p.input = draw_matrix(random, input_type, rows, features);
-  p.linear_weight =
-      draw_matrix(random, accumulator, contiguous(outputs, features), draw_offset(random, accumulator));
+  p.linear_weight = draw_matrix(random, accumulator, contiguous(outputs, features), draw_offset(random, accumulator));
   if (random.coin()) {
     p.linear_bias = draw_matrix(random, accumulator, contiguous(1, outputs), draw_offset(random, accumulator));
   }
@@ -148,9 +150,7 @@ inline FewOutputsProblem draw_few_outputs_problem(
 }
 
 inline FewOutputsProblem draw_few_outputs_problem(Random& random) {
-  DType input_type{};
-  DType target_type{};
-  draw_dtypes(random, input_type, target_type);
+  const auto [input_type, target_type] = draw_dtypes(random);
   const int64_t features = draw_features(random);
   const int64_t outputs = draw_few_outputs(random);
   // The loops of the reference are what takes time.
@@ -169,7 +169,8 @@ inline void move(Random& random, FewOutputsProblem& p) {
 }
 
 // The results of rows begin .. end against plain loops in double.
-inline void check_few_outputs(const FewOutputsProblem& p, const FewOutputsResults& results, int64_t begin, int64_t end) {
+inline void check_few_outputs(
+    const FewOutputsProblem& p, const FewOutputsResults& results, int64_t begin, int64_t end) {
   const double rounding = rounding_of(accumulator_of(p.input_type));
   const int64_t rows = end - begin;
   Expected loss(1, 1);

@@ -47,6 +47,20 @@ inline double spacing_of(DType dtype) {
   return std::ldexp(1.0, format_of(dtype).minimum_exponent - format_of(dtype).mantissa_bits);
 }
 
+// What the kernels are made for.
+struct DtypePair {
+  DType input;
+  DType target;
+};
+constexpr DtypePair kDtypePairs[] = {
+    {DType::Float64, DType::Float64},
+    {DType::Float32, DType::Float32},
+    {DType::BFloat16, DType::BFloat16},
+    {DType::Float16, DType::Float16},
+    {DType::BFloat16, DType::Float32},
+    {DType::Float16, DType::Float32},
+};
+
 // What the kernels compute in.
 inline DType accumulator_of(DType input) {
   return input == DType::Float64 ? DType::Float64 : DType::Float32;

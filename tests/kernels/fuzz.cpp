@@ -3,13 +3,12 @@
 //
 //   fuzz [--seed S] [--rounds R] [--first F]    rounds F .. F + R - 1 of seed S; a failure says how to repeat it alone
 //   fuzz --self-test                            faults put in on purpose, each of which must be found
+#include "large.h"
 #include "residual.h"
+#include "self_test.h"
 
 #include <cinttypes>
 #include <cstdio>
-#include <functional>
-#include <sys/wait.h>
-#include <unistd.h>
 
 namespace torchintro::fuzz {
 namespace {
@@ -19,22 +18,13 @@ using cpu::Level;
 // kernels.h: "aligned as a double". Scratch is given no better alignment than that.
 constexpr int64_t kScratchAlignment = alignof(double);
 
-std::vector<Level> levels() {
-  std::vector<Level> all;
-  for (const Level level : {Level::Baseline, Level::Avx2, Level::Avx512}) {
-    if (level <= cpu::best_level()) {
-      all.push_back(level);
-    }
-  }
-  return all;
-}
-
 // Rows begin .. end in blocks, some of which may be empty; the memory of each is as large as the kernel asks for.
 struct Blocks {
   std::vector<int64_t> borders;
   int64_t scratch_before = 0;
 
-  Blocks(Random& random, int64_t begin, int64_t end) : borders{begin, end} {
+  Blocks(Random& random, int64_t begin, int64_t end)
+      : borders{begin, end} {
     for (int64_t more = random.between(0, 3); more > 0; --more) {
       borders.push_back(random.between(begin, end));
     }
@@ -89,27 +79,6 @@ void check(const ResidualProblem& p, const ResidualResults& results, int64_t beg
   check_residual(p, results, begin, end);
 }
 
-void check_same_bits(const char* name, const Buffer& a, const Buffer& b) {
-  if (a && std::memcmp(a.data(), b.data(), static_cast<size_t>(a.bytes())) != 0) {
-    throw Failure(std::string(name) + ": other bits at other addresses");
-  }
-}
-void check_same_sums(const std::vector<double>& a, const std::vector<double>& b) {
-  if (std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) != 0) {
-    throw Failure("sums: other bits at other addresses");
-  }
-}
-void check_same_bits(const FewOutputsResults& a, const FewOutputsResults& b) {
-  check_same_sums(a.sums, b.sums);
-  check_same_bits("input gradient", a.grad_input, b.grad_input);
-  check_same_bits("target gradient", a.grad_target, b.grad_target);
-}
-void check_same_bits(const ResidualResults& a, const ResidualResults& b) {
-  check_same_sums(a.sums, b.sums);
-  check_same_bits("residual", a.prediction, b.prediction);
-  check_same_bits("target gradient", a.grad_target, b.grad_target);
-}
-
 // All or some of the rows, at every level: right to rounding, hence the levels equal to it, and from the same values
 // elsewhere in memory the same bits.
 template <typename Problem>
@@ -125,7 +94,9 @@ void fuzz(Random& random, Problem problem) {
       check(problem, results, begin, end);
       if (random.one_in(4)) {
         move(random, problem);
-        check_same_bits(results, run(random, problem, level, blocks));
+        if (!same_bits(results, run(random, problem, level, blocks))) {
+          throw Failure("other bits from the same values at other addresses");
+        }
       }
     }
   } catch (const Failure& failure) {
@@ -202,47 +173,21 @@ void check_conversions(Level level) {
 
 // --- faults on purpose
 
-int unnoticed = 0;
-
-// Runs `faulty` in a process of its own, which must not come to a good end.
-void must_be_noticed(const std::string& fault, const std::function<void()>& faulty) {
-  std::fflush(nullptr);
-  const pid_t child = fork();
-  if (child == 0) {
-    if (std::freopen("/dev/null", "w", stderr) == nullptr) {
-      _exit(0);
-    }
-    try {
-      faulty();
-    } catch (const Failure&) {
-      _exit(1);
-    }
-    _exit(0);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  if (status == 0) {
-    std::printf("self-test: nobody noticed %s\n", fault.c_str());
-    ++unnoticed;
-  }
-}
-
-void self_test_values(Level level, const FewOutputsProblem& p) {
+void self_test_values(SelfTest& test, Level level, const FewOutputsProblem& p) {
   Random random(1);
   const std::string at = std::string(" at ") + cpu::level_name(level);
   const Blocks blocks(random, 0, p.rows);
   const auto good = [&] { return run(random, p, level, blocks); };
   check(p, good(), 0, p.rows); // without a fault there is none
-  must_be_noticed("a wrong loss" + at, [&] {
+  test.must_notice("a wrong loss" + at, [&] {
     auto results = good();
     results.sums[0] *= 1.001;
     check(p, results, 0, p.rows);
   });
-  must_be_noticed("a row left out" + at, [&] {
-    check(p, run(random, p, level, Blocks(random, 0, p.rows - 1)), 0, p.rows);
-  });
-  must_be_noticed("a row too many" + at, [&] { check(p, good(), 0, p.rows - 1); });
-  must_be_noticed("a row counted twice" + at, [&] {
+  test.must_notice(
+      "a row left out" + at, [&] { check(p, run(random, p, level, Blocks(random, 0, p.rows - 1)), 0, p.rows); });
+  test.must_notice("a row too many" + at, [&] { check(p, good(), 0, p.rows - 1); });
+  test.must_notice("a row counted twice" + at, [&] {
     auto results = good();
     const auto again = run(random, p, level, Blocks(random, 1, 2));
     for (size_t i = 0; i < results.sums.size(); ++i) {
@@ -250,12 +195,12 @@ void self_test_values(Level level, const FewOutputsProblem& p) {
     }
     check(p, results, 0, p.rows);
   });
-  must_be_noticed("a wrong gradient" + at, [&] {
+  test.must_notice("a wrong gradient" + at, [&] {
     const auto results = good();
     std::swap(results.grad_input.data()[3], results.grad_input.data()[7]);
     check(p, results, 0, p.rows);
   });
-  must_be_noticed("a write behind the gradient" + at, [&] {
+  test.must_notice("a write behind the gradient" + at, [&] {
     auto results = good();
     results.grad_target = results.grad_target.copy(0);
     const Buffer wider(results.grad_target.bytes(), Buffer::kMark, 0, 8);
@@ -266,7 +211,7 @@ void self_test_values(Level level, const FewOutputsProblem& p) {
 }
 
 // What only the sanitizers see: every buffer a little too short, and a float at an odd address.
-void self_test_memory(Level level, const FewOutputsProblem& p) {
+void self_test_memory(SelfTest& test, Level level, const FewOutputsProblem& p) {
 #if defined(__SANITIZE_ADDRESS__)
   Random random(1);
   const std::string at = std::string(" at ") + cpu::level_name(level);
@@ -291,17 +236,18 @@ void self_test_memory(Level level, const FewOutputsProblem& p) {
   };
   const int64_t element = bytes_of(p.input_type);
   const int64_t all_scratch = few_outputs_scratch_bytes(call_few_outputs(p, FewOutputsResults(random, p))) - 16;
-  must_be_noticed("an input too short" + at, [&] { run_with({element, 0, 0, 0, 0, 0}, 0); });
-  must_be_noticed("a target too short" + at, [&] { run_with({0, element, 0, 0, 0, 0}, 0); });
-  must_be_noticed("an input gradient too short" + at, [&] { run_with({0, 0, element, 0, 0, 0}, 0); });
-  must_be_noticed("a target gradient too short" + at, [&] { run_with({0, 0, 0, element, 0, 0}, 0); });
-  must_be_noticed("sums too short" + at, [&] { run_with({0, 0, 0, 0, 8, 0}, 0); });
-  must_be_noticed("too little scratch" + at, [&] { run_with({0, 0, 0, 0, 0, all_scratch}, 0); });
-  must_be_noticed("a float at an odd address" + at, [&] { run_with({0, 0, 0, 0, 0, 0}, 1); });
+  test.must_notice("an input too short" + at, [&] { run_with({element, 0, 0, 0, 0, 0}, 0); });
+  test.must_notice("a target too short" + at, [&] { run_with({0, element, 0, 0, 0, 0}, 0); });
+  test.must_notice("an input gradient too short" + at, [&] { run_with({0, 0, element, 0, 0, 0}, 0); });
+  test.must_notice("a target gradient too short" + at, [&] { run_with({0, 0, 0, element, 0, 0}, 0); });
+  test.must_notice("sums too short" + at, [&] { run_with({0, 0, 0, 0, 8, 0}, 0); });
+  test.must_notice("too little scratch" + at, [&] { run_with({0, 0, 0, 0, 0, all_scratch}, 0); });
+  test.must_notice("a float at an odd address" + at, [&] { run_with({0, 0, 0, 0, 0, 0}, 1); });
 #endif
 }
 
 int self_test() {
+  SelfTest test;
   for (const Level level : levels()) {
     for (const DType dtype : {DType::Float64, DType::Float32, DType::BFloat16, DType::Float16}) {
       Random random(1);
@@ -310,14 +256,11 @@ int self_test() {
       p.target = draw_matrix(random, dtype, contiguous(33, 3), 0);
       p.weight = Matrix();
       p.wants_input = p.wants_weight = p.wants_target = true;
-      self_test_values(level, p);
-      self_test_memory(level, p);
+      self_test_values(test, level, p);
+      self_test_memory(test, level, p);
     }
   }
-  if (unnoticed == 0) {
-    std::printf("self-test: every fault was noticed\n");
-  }
-  return unnoticed == 0 ? 0 : 1;
+  return test.result();
 }
 
 int main(int count, char** arguments) {
@@ -345,6 +288,7 @@ int main(int count, char** arguments) {
   try {
     for (const Level level : levels()) {
       check_conversions(level);
+      check_large(level);
       names += (names.empty() ? "" : ", ") + std::string(cpu::level_name(level));
     }
   } catch (const Failure& failure) {
@@ -365,7 +309,8 @@ int main(int count, char** arguments) {
     }
   }
   std::printf(
-      "fuzz: %" PRId64 " rounds of seed %" PRIu64 " at each of %s, and every 16-bit number: no fault\n",
+      "fuzz: %" PRId64 " rounds of seed %" PRIu64
+      " at each of %s, every 16-bit number, rows beyond the 2^31st: no fault\n",
       rounds,
       seed,
       names.c_str());

@@ -3,16 +3,28 @@
 
 #include "formats.h"
 
+#include <sanitizer/asan_interface.h>
 #include <cstdlib>
 #include <initializer_list>
+#include <iterator>
 #include <memory>
-#include <sanitizer/asan_interface.h>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace torchintro::fuzz {
+
+// The levels that this machine can run.
+inline std::vector<cpu::Level> levels() {
+  std::vector<cpu::Level> all;
+  for (const cpu::Level level : {cpu::Level::Baseline, cpu::Level::Avx2, cpu::Level::Avx512}) {
+    if (level <= cpu::best_level()) {
+      all.push_back(level);
+    }
+  }
+  return all;
+}
 
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -21,7 +33,8 @@ struct Failure : std::runtime_error {
 // splitmix64: the same numbers on every machine.
 class Random {
  public:
-  explicit Random(uint64_t seed) : state_(seed) {}
+  explicit Random(uint64_t seed)
+      : state_(seed) {}
 
   uint64_t next() {
     uint64_t z = state_ += 0x9e3779b97f4a7c15u;
@@ -127,6 +140,15 @@ class Buffer {
 // Where a tensor starts: half the time on a border of 64 bytes, else off it by some elements.
 inline int64_t draw_offset(Random& random, DType dtype) {
   return random.coin() ? 0 : random.between(1, 2 * Buffer::kAlignment / bytes_of(dtype)) * bytes_of(dtype);
+}
+
+// Absent, or the same bytes.
+inline bool same_bits(const Buffer& a, const Buffer& b) {
+  return static_cast<bool>(a) == static_cast<bool>(b) &&
+      (!a || (a.bytes() == b.bytes() && std::memcmp(a.data(), b.data(), static_cast<size_t>(a.bytes())) == 0));
+}
+inline bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
 }
 
 // An output of `count` elements, watched on both sides.

@@ -43,6 +43,10 @@ struct ResidualResults {
   }
 };
 
+inline bool same_bits(const ResidualResults& a, const ResidualResults& b) {
+  return same_bits(a.sums, b.sums) && same_bits(a.prediction, b.prediction) && same_bits(a.grad_target, b.grad_target);
+}
+
 inline cpu::Residual call_residual(const ResidualProblem& p, const ResidualResults& results) {
   cpu::Residual call{};
   call.prediction = results.prediction.data();
@@ -81,9 +85,7 @@ inline ResidualProblem draw_residual_problem(
 }
 
 inline ResidualProblem draw_residual_problem(Random& random) {
-  DType input_type{};
-  DType target_type{};
-  draw_dtypes(random, input_type, target_type);
+  const auto [input_type, target_type] = draw_dtypes(random);
   const int64_t outputs = draw_features(random); // the same sizes around vectors
   const int64_t most = std::max<int64_t>(40, 20000 / outputs);
   return draw_residual_problem(random, input_type, target_type, std::min(draw_rows(random), most), outputs);
@@ -136,8 +138,7 @@ inline void check_residual(const ResidualProblem& p, const ResidualResults& resu
     if (p.wants_residual && n >= begin && n < end) {
       for (int64_t o = 0; o < p.outputs; ++o) {
         const Sum& sum = residual.at(n - begin, o);
-        const double value =
-            read(p.input_type, results.prediction.data() + n * row_bytes + o * bytes_of(p.input_type));
+        const double value = read(p.input_type, results.prediction.data() + n * row_bytes + o * bytes_of(p.input_type));
         check_value("residual", n, o, value, sum.value, sum.tolerance(1, rounding), p.input_type);
       }
     } else if (
