@@ -15,9 +15,6 @@ namespace {
 
 using cpu::Level;
 
-// kernels.h: "aligned as a double". Scratch is given no better alignment than that.
-constexpr int64_t kScratchAlignment = alignof(double);
-
 // Rows begin .. end in blocks, some of which may be empty; the memory of each is as large as the kernel asks for.
 struct Blocks {
   std::vector<int64_t> borders;
@@ -29,7 +26,7 @@ struct Blocks {
       borders.push_back(random.between(begin, end));
     }
     std::sort(borders.begin(), borders.end());
-    scratch_before = random.between(0, 7) * kScratchAlignment;
+    scratch_before = random.between(0, 7) * cpu::kScratchAlignment;
   }
 
   template <typename Kernel>
@@ -137,10 +134,19 @@ void check_conversions(Level level) {
       return gradient;
     };
     const auto expect = [&](const char* what, double value, double expected) {
-      if (!(value == expected || (std::isnan(value) && std::isnan(expected)))) {
-        throw Failure(
-            std::string(format.name) + " at " + cpu::level_name(level) + ", " + what + ": " + std::to_string(value) +
-            " instead of " + std::to_string(expected));
+      const bool same = value == expected && std::signbit(value) == std::signbit(expected);
+      if (!same && !(std::isnan(value) && std::isnan(expected))) {
+        char text[200];
+        std::snprintf(
+            text,
+            sizeof text,
+            "%s %s at %s: %.9g instead of %.9g",
+            format.name,
+            what,
+            cpu::level_name(level),
+            value,
+            expected);
+        throw Failure(text);
       }
     };
 
@@ -166,7 +172,7 @@ void check_conversions(Level level) {
     }
     run(std::vector<double>(targets.size()), targets, residual);
     for (size_t i = 0; i < targets.size(); ++i) {
-      expect("narrowed", read(dtype, residual.data() + 2 * i), decode16(format, encode16(format, -targets[i])));
+      expect("narrowed", read(dtype, residual.data() + 2 * i), decode16(format, encode16(format, 0 - targets[i])));
     }
   }
 }

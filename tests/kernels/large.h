@@ -130,8 +130,14 @@ inline void check_large_residual(cpu::Level level, DType input_type, DType targe
 inline void check_large(cpu::Level level) {
   for (const auto& [input_type, target_type] : kDtypePairs) {
     for (const bool transposed : {false, true}) {
-      check_large_few_outputs(level, input_type, target_type, transposed);
-      check_large_residual(level, input_type, target_type, transposed);
+      try {
+        check_large_few_outputs(level, input_type, target_type, transposed);
+        check_large_residual(level, input_type, target_type, transposed);
+      } catch (const Failure& failure) {
+        throw Failure(
+            std::string("rows beyond the 2^31st, ") + format_of(input_type).name + "/" + format_of(target_type).name +
+            (transposed ? ", transposed" : "") + ", at " + cpu::level_name(level) + ": " + failure.what());
+      }
     }
   }
 }

@@ -2,14 +2,25 @@
 // ThreadSanitizer std::thread. Not for the levels' files, which may not use the standard library.
 #pragma once
 
+#include "cpu/kernels/kernels.h"
+
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 
 namespace torchintro::cpu {
 
 // Multiplications that are worth waking a thread for (ATen's own grain size).
 constexpr int64_t kOperationsPerThread = 32768;
+
+struct DeleteAligned {
+  void operator()(void* memory) const {
+    ::operator delete(memory, std::align_val_t(kScratchAlignment));
+  }
+};
+using Scratch = std::unique_ptr<void, DeleteAligned>;
 
 // Runs kernel(begin, end, partial, scratch) over blocks of rows and adds the blocks' `size` sums up, in block order. The
 // sums are the first `size` values of what is returned. `parallel_for(begin, end, grain, run)` is as ATen's: it cuts the
@@ -29,7 +40,7 @@ std::unique_ptr<double[]> sum_blocks(
       std::max<int64_t>(1, kOperationsPerThread / std::max<int64_t>(1, operations_per_row * block_rows));
   std::unique_ptr<double[]> sums(new double[blocks * size]);
   parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<double[]> scratch(new double[(scratch_bytes + 7) / 8]);
+    const Scratch scratch(::operator new(static_cast<size_t>(scratch_bytes), std::align_val_t(kScratchAlignment)));
     for (int64_t block = begin; block < end; ++block) {
       kernel(block * block_rows, std::min(rows, (block + 1) * block_rows), sums.get() + block * size, scratch.get());
     }

@@ -10,6 +10,8 @@
 
 namespace torchintro::cpu {
 
+constexpr int64_t kScratchAlignment = alignof(double);
+
 enum class DType { Float64, Float32, BFloat16, Float16 };
 
 template <typename T>
@@ -44,7 +46,7 @@ struct FewOutputs {
 };
 
 // A block's sums: partial[0] the loss, partial[1 .. O] the bias gradient, then O x D of the weight gradient (if wanted).
-// All overwritten. `scratch` holds few_outputs_scratch_bytes, aligned as a double.
+// All overwritten. `scratch` holds few_outputs_scratch_bytes, aligned to kScratchAlignment.
 using FewOutputsKernel =
     void (*)(const FewOutputs&, int64_t row_begin, int64_t row_end, double* partial, void* scratch);
 
@@ -70,7 +72,7 @@ struct Residual {
 };
 
 // partial[0] the loss, partial[1 .. O] the bias gradient (if wanted). All overwritten. `scratch` holds
-// residual_scratch_bytes, aligned as a double.
+// residual_scratch_bytes, aligned to kScratchAlignment.
 using ResidualKernel = void (*)(const Residual&, int64_t row_begin, int64_t row_end, double* partial, void* scratch);
 
 inline int64_t residual_scratch_bytes(const Residual& a) {
