@@ -1,20 +1,15 @@
 // What the CPU's two regimes share: tensors as the kernels see them, and sums over blocks of rows.
 #pragma once
 
+#include "cpu/kernels/blocks.h"
 #include "cpu/kernels/kernels.h"
 #include "problem.h"
 
 #include <ATen/Parallel.h>
 
-#include <algorithm>
-#include <cstddef>
-#include <cstdlib>
 #include <memory>
 
 namespace torchintro::cpu {
-
-// Multiplications that are worth waking a thread for (ATen's own grain size).
-constexpr int64_t kOperationsPerThread = 32768;
 
 inline DType dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -48,33 +43,7 @@ inline double residual_scale(const Problem& p) {
   return p.weight_sum.defined() ? p.residual_factor / *p.weight_sum.const_data_ptr<double>() : p.residual_factor;
 }
 
-// A kernel's scratch: on the stack up to a size that a small problem stays within, whose time an aligned allocation and its
-// release would be felt in.
-class ScratchMemory {
- public:
-  explicit ScratchMemory(int64_t bytes) {
-    if (bytes > static_cast<int64_t>(sizeof(small_))) {
-      large_.reset(std::aligned_alloc(kScratchAlignment, round_up(bytes, kScratchAlignment)));
-      TORCH_CHECK_WITH(OutOfMemoryError, large_, "linear_mse_loss: no memory for ", bytes, " bytes of scratch");
-    }
-  }
-
-  void* get() {
-    return large_ ? large_.get() : small_;
-  }
-
- private:
-  struct Free {
-    void operator()(void* memory) const {
-      std::free(memory);
-    }
-  };
-  alignas(kScratchAlignment) std::byte small_[8192];
-  std::unique_ptr<void, Free> large_;
-};
-
-// Runs kernel(begin, end, partial, scratch) over blocks of rows and adds the blocks' `size` sums up, in block order. The
-// sums are the first `size` values of what is returned.
+// The blocks' sums, on ATen's threads.
 template <typename Kernel>
 std::unique_ptr<double[]> sum_blocks(
     int64_t rows,
@@ -83,27 +52,10 @@ std::unique_ptr<double[]> sum_blocks(
     int64_t size,
     int64_t scratch_bytes,
     const Kernel& kernel) {
-  const int64_t block_rows = (rows + blocks - 1) / blocks;
-  blocks = (rows + block_rows - 1) / block_rows;
-  const int64_t grain =
-      std::max<int64_t>(1, kOperationsPerThread / std::max<int64_t>(1, operations_per_row * block_rows));
-  std::unique_ptr<double[]> sums(new double[blocks * size]);
-  at::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-    ScratchMemory scratch(scratch_bytes);
-    for (int64_t block = begin; block < end; ++block) {
-      kernel(block * block_rows, std::min(rows, (block + 1) * block_rows), sums.get() + block * size, scratch.get());
-    }
-  });
-  if (blocks > 1) {
-    at::parallel_for(0, size, kOperationsPerThread / blocks + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = 1; block < blocks; ++block) {
-        for (int64_t i = begin; i < end; ++i) {
-          sums[i] += sums[block * size + i];
-        }
-      }
-    });
-  }
-  return sums;
+  const auto parallel_for = [](int64_t begin, int64_t end, int64_t grain, const auto& run) {
+    at::parallel_for(begin, end, grain, run);
+  };
+  return sum_blocks(parallel_for, rows, blocks, operations_per_row, size, scratch_bytes, kernel);
 }
 
 } // namespace torchintro::cpu

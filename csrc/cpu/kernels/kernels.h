@@ -4,9 +4,13 @@
 // are added in block order, so results do not depend on the number of threads.
 #pragma once
 
+#include "cpu/kernels/level.h"
+
 #include <cstdint>
 
 namespace torchintro::cpu {
+
+constexpr int64_t kScratchAlignment = alignof(double);
 
 enum class DType { Float64, Float32, BFloat16, Float16 };
 
@@ -107,7 +111,7 @@ struct Kernels {
   ResidualKernel residual;
 };
 
-// For an input and a target dtype at the active level. The pairs are (T, T), and 16-bit inputs with a float32 target.
-Kernels find_kernels(DType input, DType target);
+// For an input and a target dtype. The pairs are (T, T), and 16-bit inputs with a float32 target.
+Kernels find_kernels(DType input, DType target, Level level = active_level());
 
 } // namespace torchintro::cpu
