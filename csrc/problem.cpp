@@ -80,20 +80,21 @@ at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options)
   return at::empty(sizes, options);
 }
 
-std::array<at::Tensor, 4> empty_gradients(const Problem& p) {
+std::array<at::Tensor, 4> empty_gradients(
+    const Problem& p, at::Tensor (*empty)(at::IntArrayRef, const at::TensorOptions&)) {
   std::array<at::Tensor, 4> gradients;
   const auto options = p.input.options();
   if (p.mask[kInput]) {
-    gradients[kInput] = empty_result({p.rows, p.in_features}, options);
+    gradients[kInput] = empty({p.rows, p.in_features}, options);
   }
   if (p.mask[kLinearWeight]) {
-    gradients[kLinearWeight] = empty_result({p.out_features, p.in_features}, options);
+    gradients[kLinearWeight] = empty({p.out_features, p.in_features}, options);
   }
   if (p.mask[kTarget]) {
-    gradients[kTarget] = empty_result({p.rows, p.out_features}, p.target.options());
+    gradients[kTarget] = empty({p.rows, p.out_features}, p.target.options());
   }
   if (p.mask[kLinearBias]) {
-    gradients[kLinearBias] = empty_result({p.out_features}, options);
+    gradients[kLinearBias] = empty({p.out_features}, options);
   }
   return gradients;
 }

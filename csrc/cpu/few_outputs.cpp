@@ -1,12 +1,9 @@
 #include "cpu/few_outputs.h"
 
 #include "cpu/call.h"
+#include "cpu/gradient_memory.h"
 
 #include <ATen/Dispatch.h>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace torchintro::cpu {
 namespace {
@@ -29,23 +26,6 @@ int64_t count_blocks(const Problem& p, int64_t sums) {
 // From here on the rows of dx are stored past the caches: what is smaller may still be there when it is read.
 constexpr int64_t kPastCachesBytes = int64_t{32} << 20;
 
-// Fresh memory is mapped page by page as it is first written, which takes several times as long as writing it: large
-// gradients ask for pages of 2 MB instead. A wish: without transparent huge pages nothing happens.
-constexpr int64_t kHugePage = int64_t{2} << 20;
-
-void expect_writes(const at::Tensor& gradient) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (gradient.defined() && static_cast<int64_t>(gradient.nbytes()) >= 2 * kHugePage) {
-    const auto begin = reinterpret_cast<uintptr_t>(gradient.mutable_data_ptr());
-    const auto first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-    const auto last = (begin + gradient.nbytes()) / kHugePage * kHugePage;
-    if (first < last) {
-      madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-    }
-  }
-#endif
-}
-
 void write_scaled(const at::Tensor& to, const double* from, double scale) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, to.scalar_type(), "linear_mse_loss", [&] {
     auto* data = to.mutable_data_ptr<scalar_t>();
@@ -58,9 +38,7 @@ void write_scaled(const at::Tensor& to, const double* from, double scale) {
 } // namespace
 
 std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) {
-  auto gradients = empty_gradients(p);
-  expect_writes(gradients[kInput]);
-  expect_writes(gradients[kTarget]);
+  auto gradients = empty_gradients(p, empty_gradient);
   const auto accumulator = p.input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto linear_weight = contiguous_in(accumulator, p.linear_weight);
   const auto linear_bias = p.linear_bias.defined() ? contiguous_in(accumulator, p.linear_bias) : at::Tensor();
