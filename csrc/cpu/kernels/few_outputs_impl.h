@@ -150,7 +150,8 @@ TORCHINTRO_INLINE Ahead panel_ahead(const FewOutputs& a, int64_t row, int64_t ro
   // Steps of dot products and of the weight gradient: one for kTile products of vectors.
   const int64_t bytes = rows * a.in_features * static_cast<int64_t>(sizeof(T));
   const int64_t products = rows * a.in_features / kLanes<Accumulator<T>> * a.out_features;
-  const int64_t steps = products / kTile * (a.wants_weight_gradient ? 2 : 1) + 1;
+  const int64_t dx = a.grad_input ? products / a.out_features / (a.out_features == 1 ? 4 : kTile) : 0;
+  const int64_t steps = products / kTile * (a.wants_weight_gradient ? 2 : 1) + dx + 1;
   const char* from = reinterpret_cast<const char*>(first);
   return {from, from + bytes, bytes / steps + 1};
 }
@@ -222,7 +223,7 @@ TORCHINTRO_TARGET void few_outputs(
         narrow_input_gradient<A>(s.p, w, features, outputs, padded_rows, panel, s.dx);
         store_by_rows<T>(s.dx, panel, rows, features, scale, to);
       } else {
-        wide_input_gradient<T>(s.p, panel, rows, w, features, outputs, scale, a.past_caches, to);
+        wide_input_gradient<T>(s.p, panel, rows, w, features, outputs, scale, a.past_caches, ahead, to);
       }
     }
     run += rows;

@@ -272,9 +272,11 @@ TORCHINTRO_INLINE void input_gradient_tile(
     int64_t features,
     int64_t outputs,
     Accumulator<T> scale,
+    Ahead& ahead,
     T* to) {
   using A = Accumulator<T>;
   constexpr int64_t L = kLanes<A>;
+  Ahead::step(ahead);
   Vector<A> sum[R][V] = {};
   for (int64_t o = 0; o < outputs; ++o) {
     Vector<A> weight[V];
@@ -307,17 +309,18 @@ TORCHINTRO_INLINE void input_gradient_rows(
     int64_t features,
     int64_t outputs,
     Accumulator<T> scale,
+    Ahead& ahead,
     T* to) {
   constexpr int64_t L = kLanes<Accumulator<T>>, V = 4;
   int64_t d = 0;
   for (; d + V * L <= features; d += V * L) {
-    input_gradient_tile<T, R, V, PastCaches>(g, g_stride, w + d, features, outputs, scale, to + d);
+    input_gradient_tile<T, R, V, PastCaches>(g, g_stride, w + d, features, outputs, scale, ahead, to + d);
   }
   for (; d + L <= features; d += L) {
-    input_gradient_tile<T, R, 1, PastCaches>(g, g_stride, w + d, features, outputs, scale, to + d);
+    input_gradient_tile<T, R, 1, PastCaches>(g, g_stride, w + d, features, outputs, scale, ahead, to + d);
   }
   if (d < features) { // the same values once more where it reaches back
-    input_gradient_tile<T, R, 1, false>(g, g_stride, w + features - L, features, outputs, scale, to + features - L);
+    input_gradient_tile<T, R, 1, false>(g, g_stride, w + features - L, features, outputs, scale, ahead, to + features - L);
   }
 }
 
@@ -332,25 +335,26 @@ TORCHINTRO_FUNCTION void wide_input_gradient(
     int64_t outputs,
     Accumulator<T> scale,
     bool past_caches,
+    Ahead& ahead,
     T* to) {
   constexpr int64_t R = kTile / 4;
   const bool aligned = reinterpret_cast<uintptr_t>(to) % kStoredBytes<T> == 0 && features % kLanes<Accumulator<T>> == 0;
   int64_t r = 0;
   if (past_caches && aligned && outputs == 1) { // whole rows one after the other: what the memory likes best
     for (; r < rows; ++r) {
-      input_gradient_rows<T, 1, true>(g + r, g_stride, w, features, outputs, scale, to + r * features);
+      input_gradient_rows<T, 1, true>(g + r, g_stride, w, features, outputs, scale, ahead, to + r * features);
     }
   } else if (past_caches && aligned) {
     for (; r + R <= rows; r += R) {
-      input_gradient_rows<T, R, true>(g + r, g_stride, w, features, outputs, scale, to + r * features);
+      input_gradient_rows<T, R, true>(g + r, g_stride, w, features, outputs, scale, ahead, to + r * features);
     }
   } else {
     for (; r + R <= rows; r += R) {
-      input_gradient_rows<T, R, false>(g + r, g_stride, w, features, outputs, scale, to + r * features);
+      input_gradient_rows<T, R, false>(g + r, g_stride, w, features, outputs, scale, ahead, to + r * features);
     }
   }
   for (; r < rows; ++r) {
-    input_gradient_rows<T, 1, false>(g + r, g_stride, w, features, outputs, scale, to + r * features);
+    input_gradient_rows<T, 1, false>(g + r, g_stride, w, features, outputs, scale, ahead, to + r * features);
   }
 }
 
