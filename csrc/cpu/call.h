@@ -43,19 +43,12 @@ inline double residual_scale(const Problem& p) {
   return p.weight_sum.defined() ? p.residual_factor / *p.weight_sum.const_data_ptr<double>() : p.residual_factor;
 }
 
-// The blocks' sums, on ATen's threads.
-template <typename Kernel>
-std::unique_ptr<double[]> sum_blocks(
-    int64_t rows,
-    int64_t blocks,
-    int64_t operations_per_row,
-    int64_t size,
-    int64_t scratch_bytes,
-    const Kernel& kernel) {
-  const auto parallel_for = [](int64_t begin, int64_t end, int64_t grain, const auto& run) {
+// What a block loop runs on.
+struct AtenThreads {
+  template <typename Run>
+  void operator()(int64_t begin, int64_t end, int64_t grain, const Run& run) const {
     at::parallel_for(begin, end, grain, run);
-  };
-  return sum_blocks(parallel_for, rows, blocks, operations_per_row, size, scratch_bytes, kernel);
-}
+  }
+};
 
 } // namespace torchintro::cpu

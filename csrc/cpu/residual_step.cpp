@@ -35,6 +35,7 @@ void residual_step(const Problem& p, const ResidualChunk& chunk) {
   const auto kernel = find_kernels(dtype_of(p.input), dtype_of(p.target)).residual;
   const int64_t outputs = call.wants_bias_gradient ? p.out_features : 0;
   const auto sums = sum_blocks(
+      AtenThreads{},
       chunk.prediction.size(0),
       kResidualBlocks,
       p.out_features,

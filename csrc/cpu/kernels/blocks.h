@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <utility>
 
 namespace torchintro::cpu {
 
@@ -39,11 +40,17 @@ class ScratchMemory {
   std::unique_ptr<void, DeleteAligned> large_;
 };
 
-// Runs kernel(begin, end, partial, scratch) over blocks of rows and adds the blocks' `size` sums up, in block order. The
-// sums are the first `size` values of what is returned. `parallel_for(begin, end, grain, run)` is as ATen's: it cuts the
-// range into pieces of `grain` or more and calls run(begin, end) for each, from any thread. There is at least one row.
+// Sums of blocks, side by side.
+struct BlockSums {
+  std::unique_ptr<double[]> sums;
+  int64_t blocks;
+};
+
+// Runs kernel(begin, end, partial, scratch) over at most `blocks` blocks of rows; each leaves its `size` sums.
+// `parallel_for(begin, end, grain, run)` is as ATen's: it cuts the range into pieces of `grain` or more and calls
+// run(begin, end) for each, from any thread. There is at least one row.
 template <typename ParallelFor, typename Kernel>
-std::unique_ptr<double[]> sum_blocks(
+BlockSums run_blocks(
     const ParallelFor& parallel_for,
     int64_t rows,
     int64_t blocks,
@@ -62,16 +69,32 @@ std::unique_ptr<double[]> sum_blocks(
       kernel(block * block_rows, std::min(rows, (block + 1) * block_rows), sums.get() + block * size, scratch.get());
     }
   });
+  return {std::move(sums), blocks};
+}
+
+// The same, and the blocks' sums added up, in block order: the first `size` values of what is returned.
+template <typename ParallelFor, typename Kernel>
+std::unique_ptr<double[]> sum_blocks(
+    const ParallelFor& parallel_for,
+    int64_t rows,
+    int64_t most_blocks,
+    int64_t operations_per_row,
+    int64_t size,
+    int64_t scratch_bytes,
+    const Kernel& kernel) {
+  auto [sums, blocks] = run_blocks(parallel_for, rows, most_blocks, operations_per_row, size, scratch_bytes, kernel);
+  double* const first = sums.get();
   if (blocks > 1) {
-    parallel_for(0, size, kOperationsPerThread / blocks + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = 1; block < blocks; ++block) {
+    const int64_t count = blocks;
+    parallel_for(0, size, kOperationsPerThread / count + 1, [=](int64_t begin, int64_t end) {
+      for (int64_t block = 1; block < count; ++block) {
         for (int64_t i = begin; i < end; ++i) {
-          sums[i] += sums[block * size + i];
+          first[i] += first[block * size + i];
         }
       }
     });
   }
-  return sums;
+  return std::move(sums);
 }
 
 } // namespace torchintro::cpu

@@ -176,10 +176,10 @@ TORCHINTRO_TARGET void few_outputs(
   const auto s = Scratch<A>::lay_out(a, panel, narrow, scratch);
   const A* w = static_cast<const A*>(a.linear_weight);
   double* sums = partial + 1 + outputs;
-  set_zero(partial, 1 + outputs + (a.wants_weight_gradient ? outputs * features : 0));
-  set_zero(s.dw, s.dw_size);
+  set_zero(partial, 1 + outputs);
   Doubles<A> loss{};
-  int64_t run = 0;
+  int64_t run = 0; // rows in dw
+  bool fresh = true; // nothing is in sums yet
 
   for (int64_t row = row_begin; row < row_end; row += panel) {
     const int64_t rows = row_end - row < panel ? row_end - row : panel;
@@ -210,11 +210,12 @@ TORCHINTRO_TARGET void few_outputs(
       store_by_rows<U>(s.p, panel, rows, outputs, static_cast<A>(a.target_scale), to);
     }
     if (a.wants_weight_gradient && narrow) {
-      narrow_weight_gradient<A>(s.x, s.p, features, outputs, padded_rows, panel, s.dw);
+      narrow_weight_gradient<A>(s.x, s.p, features, outputs, padded_rows, panel, run == 0, s.dw);
     } else if (a.wants_weight_gradient && direct) {
-      wide_weight_gradient<T>(x, a.input.row_stride, rows, ahead, features, outputs, s.p, panel, s.dw, s.dw_stride);
+      wide_weight_gradient<T>(
+          x, a.input.row_stride, rows, ahead, features, outputs, s.p, panel, run == 0, s.dw, s.dw_stride);
     } else if (a.wants_weight_gradient) {
-      wide_weight_gradient<A>(s.x, s.x_stride, rows, ahead, features, outputs, s.p, panel, s.dw, s.dw_stride);
+      wide_weight_gradient<A>(s.x, s.x_stride, rows, ahead, features, outputs, s.p, panel, run == 0, s.dw, s.dw_stride);
     }
     if (a.grad_input) {
       T* to = static_cast<T*>(a.grad_input) + row * features;
@@ -229,10 +230,11 @@ TORCHINTRO_TARGET void few_outputs(
     run += rows;
     if (a.wants_weight_gradient && (run + panel > run_rows || row + panel >= row_end)) {
       if (narrow) {
-        narrow_flush<A>(s.dw, outputs * features, sums);
+        narrow_flush<A>(s.dw, outputs * features, fresh, sums);
       } else {
-        wide_flush<A>(s.dw, s.dw_stride, features, outputs, sums);
+        wide_flush<A>(s.dw, s.dw_stride, features, outputs, fresh, sums);
       }
+      fresh = false;
       run = 0;
     }
   }

@@ -105,9 +105,14 @@ inline int64_t residual_scratch_bytes(const Residual& a) {
   return (a.out_features + 16) * 8;
 }
 
+// Elements [begin, end) of a gradient in input's dtype: scale times the sum, in block order, of sums[block * stride + i].
+using AddUpKernel = void (*)(
+    const double* sums, int64_t blocks, int64_t stride, int64_t begin, int64_t end, double scale, void* gradient);
+
 struct Kernels {
   FewOutputsKernel few_outputs;
   ResidualKernel residual;
+  AddUpKernel add_up;
 };
 
 // For an input and a target dtype. The pairs are (T, T), and 16-bit inputs with a float32 target.

@@ -164,7 +164,7 @@ TORCHINTRO_FUNCTION void wide_predict(
   }
 }
 
-// dw[q][v] += sum_r g[q][r] x[r][v], for a tile of Q outputs and V vectors; with `Last` the one vector that reaches back.
+// dw[q][v] (+)= sum_r g[q][r] x[r][v], for a tile of Q outputs and V vectors; with `Last` the one vector that reaches back.
 template <typename T, int64_t Q, int64_t V, bool Last>
 TORCHINTRO_INLINE void gradient_tile(
     const T* x,
@@ -175,6 +175,7 @@ TORCHINTRO_INLINE void gradient_tile(
     const Columns<Accumulator<T>>& columns,
     const Accumulator<T>* g,
     int64_t g_stride,
+    bool fresh,
     Accumulator<T>* dw,
     int64_t dw_stride) {
   using A = Accumulator<T>;
@@ -199,7 +200,7 @@ TORCHINTRO_INLINE void gradient_tile(
   for (int64_t q = 0; q < Q; ++q) {
     for (int64_t v = 0; v < V; ++v) {
       A* to = dw + q * dw_stride + v * L;
-      Memory<A>::store(to, Memory<A>::load(to) + sum[q][v]);
+      Memory<A>::store(to, fresh ? sum[q][v] : Memory<A>::load(to) + sum[q][v]);
     }
   }
 }
@@ -215,21 +216,33 @@ TORCHINTRO_INLINE void gradient_outputs(
     int64_t outputs,
     const Accumulator<T>* g,
     int64_t g_stride,
+    bool fresh,
     Accumulator<T>* dw,
     int64_t dw_stride) {
   int64_t o = 0;
   for (; o + Q <= outputs; o += Q) {
     gradient_tile<T, Q, V, Last>(
-        x, stride, rows, ahead, d, columns, g + o * g_stride, g_stride, dw + o * dw_stride, dw_stride);
+        x, stride, rows, ahead, d, columns, g + o * g_stride, g_stride, fresh, dw + o * dw_stride, dw_stride);
   }
   if constexpr (Q > 1) {
     gradient_outputs<T, Q / 2, V, Last>(
-        x, stride, rows, ahead, d, columns, outputs - o, g + o * g_stride, g_stride, dw + o * dw_stride, dw_stride);
+        x,
+        stride,
+        rows,
+        ahead,
+        d,
+        columns,
+        outputs - o,
+        g + o * g_stride,
+        g_stride,
+        fresh,
+        dw + o * dw_stride,
+        dw_stride);
   }
 }
 
-// dw[o][...] += sum_r g[o][r] x[r][...]. Rows of dw are cut as the columns are: whole vectors, then the last one, whose
-// masked lanes are of no use.
+// dw[o][...] (+)= sum_r g[o][r] x[r][...]. Rows of dw are cut as the columns are: whole vectors, then the last one, whose
+// masked lanes are of no use. `fresh`: dw is overwritten, not added to.
 template <typename T>
 TORCHINTRO_FUNCTION void wide_weight_gradient(
     const T* x,
@@ -240,6 +253,7 @@ TORCHINTRO_FUNCTION void wide_weight_gradient(
     int64_t outputs,
     const Accumulator<T>* g,
     int64_t g_stride,
+    bool fresh,
     Accumulator<T>* dw,
     int64_t dw_stride) {
   using A = Accumulator<T>;
@@ -248,18 +262,20 @@ TORCHINTRO_FUNCTION void wide_weight_gradient(
   int64_t d = 0;
   if (outputs == 1) { // more vectors in flight where there is but one product for each
     for (; d + 8 * L <= columns.whole; d += 8 * L) {
-      gradient_tile<T, 1, 8, false>(x, stride, rows, ahead, d, columns, g, g_stride, dw + d, dw_stride);
+      gradient_tile<T, 1, 8, false>(x, stride, rows, ahead, d, columns, g, g_stride, fresh, dw + d, dw_stride);
     }
   }
   for (; d + V * L <= columns.whole; d += V * L) {
-    gradient_outputs<T, Q, V, false>(x, stride, rows, ahead, d, columns, outputs, g, g_stride, dw + d, dw_stride);
+    gradient_outputs<T, Q, V, false>(
+        x, stride, rows, ahead, d, columns, outputs, g, g_stride, fresh, dw + d, dw_stride);
   }
   for (; d < columns.whole; d += L) {
-    gradient_outputs<T, Q, 1, false>(x, stride, rows, ahead, d, columns, outputs, g, g_stride, dw + d, dw_stride);
+    gradient_outputs<T, Q, 1, false>(
+        x, stride, rows, ahead, d, columns, outputs, g, g_stride, fresh, dw + d, dw_stride);
   }
   if (columns.tail) {
     gradient_outputs<T, Q, 1, true>(
-        x, stride, rows, ahead, features - L, columns, outputs, g, g_stride, dw + d, dw_stride);
+        x, stride, rows, ahead, features - L, columns, outputs, g, g_stride, fresh, dw + d, dw_stride);
   }
 }
 
@@ -320,7 +336,8 @@ TORCHINTRO_INLINE void input_gradient_rows(
     input_gradient_tile<T, R, 1, PastCaches>(g, g_stride, w + d, features, outputs, scale, ahead, to + d);
   }
   if (d < features) { // the same values once more where it reaches back
-    input_gradient_tile<T, R, 1, false>(g, g_stride, w + features - L, features, outputs, scale, ahead, to + features - L);
+    input_gradient_tile<T, R, 1, false>(
+        g, g_stride, w + features - L, features, outputs, scale, ahead, to + features - L);
   }
 }
 
@@ -358,22 +375,20 @@ TORCHINTRO_FUNCTION void wide_input_gradient(
   }
 }
 
-// sums[o][d] += dw[o][...], which is set back to zero
+// sums[o][d] (+)= dw[o][...]; overwritten if `fresh`
 template <typename A>
-TORCHINTRO_FUNCTION void wide_flush(A* dw, int64_t dw_stride, int64_t features, int64_t outputs, double* sums) {
+TORCHINTRO_FUNCTION void wide_flush(
+    const A* dw, int64_t dw_stride, int64_t features, int64_t outputs, bool fresh, double* sums) {
   constexpr int64_t L = kLanes<A>;
   const int64_t whole = features / L * L;
   for (int64_t o = 0; o < outputs; ++o) {
-    A* from = dw + o * dw_stride;
+    const A* from = dw + o * dw_stride;
     double* to = sums + o * features;
     for (int64_t d = 0; d < whole; ++d) {
-      to[d] += from[d];
+      to[d] = from[d] + (fresh ? 0.0 : to[d]);
     }
     for (int64_t i = whole; i < features; ++i) { // the lanes of the last vector that are not masked
-      to[i] += from[whole + L - features + i];
-    }
-    for (int64_t d = 0; d < dw_stride; ++d) {
-      from[d] = 0;
+      to[i] = from[whole + L - features + i] + (fresh ? 0.0 : to[i]);
     }
   }
 }
