@@ -104,7 +104,7 @@ operators = (CUDAExtension if with_cuda else CppExtension)(  # type: ignore[no-u
 )
 module = CppExtension(  # type: ignore[no-untyped-call]
     "torchintro._C",
-    [*sources("python"), "csrc/cpu/kernels/level.cpp"],
+    [*sources("python"), "csrc/cpu/kernels/level.cpp", "csrc/cpu/kernels/matrix_route.cpp"],
     include_dirs=[*include_dirs, pybind11.get_include()],
     define_macros=[
         ("TORCHINTRO_TORCH_VERSION", f'"{torch.__version__}"'),
