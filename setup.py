@@ -78,6 +78,8 @@ operator_folders = [".", "autograd", "autocast", "composite", "cpu", "cpu/kernel
 include_dirs = [str(ROOT / "csrc")]
 # -g0: the -g that Python was built with would double the compile time and make the library twenty times as large.
 flags = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+# GCC's own intrinsics warn of themselves (GCC bug 105593).
+flags += ["-Wno-maybe-uninitialized"]
 # Messages name their source file: csrc/..., not where it lay on the machine that built the library.
 flags += [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, Path(torch.__file__).resolve().parent.parent)]
 # Compiled with OpenMP but not linked to it: the symbols come from the OpenMP runtime that torch has loaded, so that

@@ -7,6 +7,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 
 namespace torchintro::cpu {
@@ -41,6 +42,18 @@ inline double residual_scale(const Problem& p) {
   return p.weight_sum.defined() ? p.residual_factor / *p.weight_sum.const_data_ptr<double>() : p.residual_factor;
 }
 
+struct FreeScratch {
+  void operator()(void* memory) const {
+    std::free(memory);
+  }
+};
+
+inline std::unique_ptr<void, FreeScratch> scratch_memory(int64_t bytes) {
+  void* memory = std::aligned_alloc(kScratchAlignment, round_up(std::max<int64_t>(bytes, 1), kScratchAlignment));
+  TORCH_CHECK_WITH(OutOfMemoryError, memory != nullptr, "linear_mse_loss: no memory for ", bytes, " bytes of scratch");
+  return std::unique_ptr<void, FreeScratch>(memory);
+}
+
 // Runs kernel(begin, end, partial, scratch) over blocks of rows and adds the blocks' `size` sums up, in block order. The
 // sums are the first `size` values of what is returned.
 template <typename Kernel>
@@ -57,7 +70,7 @@ std::unique_ptr<double[]> sum_blocks(
       std::max<int64_t>(1, kOperationsPerThread / std::max<int64_t>(1, operations_per_row * block_rows));
   std::unique_ptr<double[]> sums(new double[blocks * size]);
   at::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<double[]> scratch(new double[(scratch_bytes + 7) / 8]);
+    const auto scratch = scratch_memory(scratch_bytes);
     for (int64_t block = begin; block < end; ++block) {
       kernel(block * block_rows, std::min(rows, (block + 1) * block_rows), sums.get() + block * size, scratch.get());
     }

@@ -4,6 +4,7 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 namespace torchintro::cpu {
 namespace {
@@ -13,6 +14,9 @@ namespace {
 constexpr int64_t kRowsPerBlock = 256;
 constexpr int64_t kRowsPerBlockAndOutput = 32;
 constexpr int64_t kMaximumBlocks = 128;
+
+// From here on the rows of dx are stored past the caches: what is smaller may still be there when it is read.
+constexpr int64_t kPastCachesBytes = int64_t{32} << 20;
 
 void write_scaled(const at::Tensor& to, const double* from, double scale) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, to.scalar_type(), "linear_mse_loss", [&] {
@@ -45,6 +49,13 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) 
   call.grad_input = data_or_null(gradients[kInput]);
   call.grad_target = data_or_null(gradients[kTarget]);
   call.wants_weight_gradient = p.mask[kLinearWeight];
+  call.past_caches = p.mask[kInput] && static_cast<int64_t>(gradients[kInput].nbytes()) >= kPastCachesBytes;
+  at::Tensor transposed;
+  if (wants_transposed(p.rows, p.in_features, p.out_features)) {
+    transposed = at::zeros({p.in_features, transposed_stride(p.out_features)}, linear_weight.options());
+    transposed.narrow(1, 0, p.out_features).copy_(linear_weight.t());
+    call.linear_weight_transposed = transposed.const_data_ptr();
+  }
 
   const int64_t block_rows = std::max(kRowsPerBlock, kRowsPerBlockAndOutput * p.out_features);
   const int64_t blocks = std::clamp<int64_t>(p.rows / block_rows, 1, kMaximumBlocks);

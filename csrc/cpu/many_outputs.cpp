@@ -1,6 +1,7 @@
 #include "cpu/many_outputs.h"
 
 #include "cpu/call.h"
+#include "cpu/huge_pages.h"
 #include "cpu/products.h"
 #include "cpu/tiles.h"
 #include "loss_per_element.h"
@@ -49,7 +50,10 @@ at::Tensor by_rows(const at::Tensor& matrix) {
 class Rows {
  public:
   Rows(const Problem& p, const Tiles& tiles, const std::array<at::Tensor, 4>& gradients)
-      : p_(p), tiles_(tiles), gradients_(gradients), kernel_(find_kernels(dtype_of(p.input), dtype_of(p.target)).residual) {
+      : p_(p),
+        tiles_(tiles),
+        gradients_(gradients),
+        kernel_(find_kernels(dtype_of(p.input), dtype_of(p.target)).residual) {
     wide_ = p.mask[kLinearWeight] && tiles.wide_weight_gradient;
     if (wide_) {
       weight_gradient_ = at::zeros_like(gradients[kLinearWeight], at::kFloat, at::MemoryFormat::Contiguous);
@@ -109,8 +113,7 @@ class Rows {
   }
 
  private:
-  void run_tile(
-      const at::Tensor& input, int64_t row, int64_t rows, int64_t output, int64_t outputs, bool first_rows) {
+  void run_tile(const at::Tensor& input, int64_t row, int64_t rows, int64_t output, int64_t outputs, bool first_rows) {
     const auto linear_weight = part(p_.linear_weight, 0, output, outputs);
     const auto buffer = part(buffer_, 0, 0, rows * outputs).view({rows, outputs});
     const auto bias = bias_in_kernel_ ? at::Tensor() : p_.linear_bias;
@@ -163,7 +166,9 @@ class Rows {
         outputs,
         size,
         residual_scratch_bytes(call),
-        [&](int64_t begin, int64_t end, double* partial, void* scratch) { kernel_(call, begin, end, partial, scratch); });
+        [&](int64_t begin, int64_t end, double* partial, void* scratch) {
+          kernel_(call, begin, end, partial, scratch);
+        });
     loss_ += sums[0];
     for (int64_t o = 0; o + 1 < size; ++o) {
       bias_sums_[output + o] += sums[1 + o];

@@ -15,7 +15,4 @@ struct Tiles {
 
 Tiles make_tiles(const Problem& problem);
 
-// Asks for huge pages behind a tensor that nothing was written to yet.
-void use_huge_pages(const at::Tensor& tensor);
-
 } // namespace torchintro::cpu

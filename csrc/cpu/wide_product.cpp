@@ -5,6 +5,7 @@
 // B is packed once for all blocks of outputs, with the rows in pairs as the instructions take them; a thread owns blocks of
 // outputs and transposes their g as it comes to them. Each element of the sum belongs to one thread and adds its rows in
 // their order. Elsewhere a float32 product of copies.
+#include "cpu/kernels/kernels.h"
 #include "cpu/products.h"
 
 #include <ATen/Dispatch.h>
@@ -22,10 +23,6 @@ constexpr int64_t kBlock = 64; // outputs and features of a block: 16 KB of sums
 constexpr int64_t kBlockRows = 512; // 64 KB of each operand beside them: inside the second cache
 constexpr int64_t kRowsMultiple = 32; // of one AMX instruction; filled up with zeros
 constexpr int64_t kFeaturesPerTask = 16 * kBlock; // for which a block's g is transposed once
-
-int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
 
 // to[o][r] = from[r][o], for `count` outputs, and zeros up to `padded_rows`.
 void transpose_block(

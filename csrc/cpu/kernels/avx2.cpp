@@ -8,6 +8,9 @@
 
 // clang-format off: each needs the ones before
 #include "cpu/kernels/simd.h"
+#include "cpu/kernels/panel_impl.h"
+#include "cpu/kernels/narrow_impl.h"
+#include "cpu/kernels/wide_impl.h"
 #include "cpu/kernels/few_outputs_impl.h"
 #include "cpu/kernels/residual_impl.h"
 #include "cpu/kernels/level_table.h"

@@ -1,186 +1,145 @@
-// The few-outputs kernel (see kernels.h for the formula), included by each level's file after simd.h.
+// The few-outputs kernel (see kernels.h for the formula), included by each level's file after narrow_impl.h and wide_impl.h.
 //
-// Per group of kGroupRows rows: predictions (a register tile of rows x outputs over the vectors of D), residuals, and then,
-// while the rows are still in cache, the update of dw and the rows of dx. Bytes: X once, dx once, and per kRunRows rows
-// 12 O D bytes of accumulators. Operations: 2 N D O for the loss, 2 N D O more for dw and for dx.
+// Per panel of rows: predictions p, residuals, and then, while the rows are still in cache, the update of dw and the rows of
+// dx. p and g are kept by columns, [o][r], so that the residual's vectors hold rows whatever O is.
+// Bytes: X, the target and the weights once, dx and dt once. Operations: 2 N D O for the loss, 2 N D O more for dw and for dx.
+// Order of summation: fixed by the sizes and the level: lanes, panel, run, block.
 
 namespace torchintro::cpu::TORCHINTRO_LEVEL {
 
-// Rows whose gradient is added in one float32 accumulator before it goes to float64: a longer run rounds more, a shorter
-// one spends more on the flush (3 accumulators read or written per run and weight, beside kRunRows values of X).
-constexpr int64_t kRunRows = 128;
-// Rows that share the loads of dw's accumulators: 8 rows and one output are 8 vectors of predictions in registers.
-constexpr int64_t kGroupRows = 8;
-// Register tile for several outputs: rows x outputs accumulators beside the operands.
-constexpr int64_t kTileRows = 4;
-constexpr int64_t kTileOutputs = TORCHINTRO_VECTOR_BYTES >= 64 ? 4 : 2;
+// Rows whose gradient is added in float32 before it goes to float64: a longer run rounds more, a shorter one spends more on
+// the flush. By columns every lane has its own sum, of a sixteenth or less of the rows.
+constexpr int64_t kNarrowRunRows = 2048;
+constexpr int64_t kWideRunRows = 256;
 
-template <typename T>
-struct Rows { // a group's rows of the input, contiguous along D
-  const T* row[kGroupRows];
-  const T* end; // behind the last element that may be read
+// The parts of the scratch memory, which few_outputs_scratch_bytes adds up; each begins at a multiple of 16 elements.
+template <typename A>
+struct Scratch {
+  A* dw; // O x D vectors, or O rows of D rounded up and a vector more
+  A* p; // [o][panel]: predictions, then g
+  A* t; // [o][panel]: the target
+  A* v; // [o][panel]: the weights
+  A* x; // narrow: [d][panel];  wide: [panel][d], rows that are not contiguous accumulators already
+  A* dx; // narrow: [d][panel];  wide: a row of zeros, for the tile's rows behind the panel's last
+  int64_t dw_size, dw_stride, x_stride;
+
+  TORCHINTRO_INLINE Scratch lay_out(const FewOutputs& a, int64_t panel, bool narrow, void* memory) {
+    Scratch s;
+    const int64_t padded = round_up(a.in_features, kMaximumLanes);
+    s.x_stride = padded + kMaximumLanes;
+    s.dw_stride = narrow ? a.in_features * kLanes<A> : s.x_stride;
+    s.dw_size = a.wants_weight_gradient ? a.out_features * s.dw_stride : 0;
+    s.dw = static_cast<A*>(memory);
+    s.p = s.dw + s.dw_size;
+    s.t = s.p + a.out_features * panel;
+    s.v = s.t + a.out_features * panel;
+    s.x = s.v + a.out_features * panel;
+    s.dx = s.x + (narrow ? a.in_features * panel : panel * s.x_stride);
+    return s;
+  }
 };
 
-// sums[r][o] = sum_d row[r][d] w[o][d], for R rows from `first` and P outputs
-template <typename T, int64_t R, int64_t P>
-TORCHINTRO_INLINE void dot(
-    const Rows<T>& rows,
-    int64_t first,
-    const Accumulator<T>* w,
-    const Accumulator<T>* w_end,
-    int64_t features,
-    Accumulator<T>* sums,
-    int64_t sums_stride) {
-  using A = Accumulator<T>;
+// A panel of the target or of the weights, by columns.
+template <typename U>
+TORCHINTRO_INLINE void load_operand(
+    const Strided<const void>& from,
+    int64_t row,
+    int64_t row_end,
+    int64_t rows,
+    int64_t padded_rows,
+    int64_t columns,
+    Accumulator<U>* to,
+    int64_t to_stride) {
+  const U* data = static_cast<const U*>(from.data);
+  const U* end = data + (row_end - 1) * from.row_stride + (columns - 1) * from.column_stride + 1;
+  load_by_columns<U>(
+      data + row * from.row_stride, from.row_stride, from.column_stride, end, rows, padded_rows, columns, to, to_stride);
+}
+
+template <typename A>
+using Doubles = Vector<double>;
+
+// sum += v r^2 in float64
+template <typename A>
+TORCHINTRO_INLINE void add_squares(Doubles<A>& sum, Vector<A> difference, Vector<A> weighted) {
+  if constexpr (sizeof(A) == 8) {
+    sum += difference * weighted;
+  } else {
+    constexpr int64_t half = kLanes<double>;
+    typedef float Half __attribute__((vector_size(half * 4)));
+    Half d[2], w[2];
+    __builtin_memcpy(d, &difference, sizeof(d));
+    __builtin_memcpy(w, &weighted, sizeof(w));
+    for (int64_t i = 0; i < 2; ++i) {
+      sum += __builtin_convertvector(d[i], Doubles<A>) * __builtin_convertvector(w[i], Doubles<A>);
+    }
+  }
+}
+
+// p -> g for `rows` rows of a panel, zeros in the rows behind them; the loss and db are added to `loss` and `db`.
+template <typename A>
+TORCHINTRO_FUNCTION void residuals(
+    const FewOutputs& a, const Scratch<A>& s, int64_t rows, int64_t padded_rows, int64_t panel, Doubles<A>& loss, double* db) {
   constexpr int64_t L = kLanes<A>;
-  Vector<A> sum[R][P] = {};
-  const int64_t whole = features / L * L;
-  for (int64_t d = 0; d < whole; d += L) {
-    Vector<A> x[R];
-    for (int64_t r = 0; r < R; ++r) {
-      x[r] = Memory<T>::load(rows.row[first + r] + d);
-    }
-    for (int64_t o = 0; o < P; ++o) {
-      const Vector<A> weight = Memory<A>::load(w + o * features + d);
-      for (int64_t r = 0; r < R; ++r) {
-        sum[r][o] += x[r] * weight;
-      }
-    }
-  }
-  if (whole < features) {
-    const int64_t rest = features - whole;
-    Vector<A> x[R];
-    for (int64_t r = 0; r < R; ++r) {
-      x[r] = load_first<T>(rows.row[first + r] + whole, rest, rows.end);
-    }
-    for (int64_t o = 0; o < P; ++o) {
-      const Vector<A> weight = load_first<A>(w + o * features + whole, rest, w_end);
-      for (int64_t r = 0; r < R; ++r) {
-        sum[r][o] += x[r] * weight;
-      }
-    }
-  }
-  for (int64_t r = 0; r < R; ++r) {
-    for (int64_t o = 0; o < P; ++o) {
-      sums[r * sums_stride + o] = sum_lanes<A>(sum[r][o]);
-    }
-  }
-}
-
-// predictions[r][o] without the bias, for R rows
-template <typename T, int64_t R>
-TORCHINTRO_INLINE void predict(const FewOutputs& a, const Rows<T>& rows, Accumulator<T>* predictions) {
-  using A = Accumulator<T>;
-  const A* w = static_cast<const A*>(a.linear_weight);
-  const A* w_end = w + a.out_features * a.in_features;
-  int64_t o = 0;
-  if constexpr (R == kGroupRows) {
-    for (; o + kTileOutputs <= a.out_features; o += kTileOutputs) {
-      for (int64_t r = 0; r < R; r += kTileRows) {
-        dot<T, kTileRows, kTileOutputs>(
-            rows,
-            r,
-            w + o * a.in_features,
-            w_end,
-            a.in_features,
-            predictions + r * kMaximumFewOutputs + o,
-            kMaximumFewOutputs);
-      }
-    }
-  }
-  for (; o < a.out_features; ++o) {
-    dot<T, R, 1>(rows, 0, w + o * a.in_features, w_end, a.in_features, predictions + o, kMaximumFewOutputs);
-  }
-}
-
-// dw[o][d] += sum_r g[r][o] row[r][d], dw with rows of `stride` >= D, a multiple of the vector
-template <typename T, int64_t R>
-TORCHINTRO_INLINE void add_weight_gradient(
-    const FewOutputs& a, const Rows<T>& rows, const Accumulator<T>* g, Accumulator<T>* dw, int64_t stride) {
-  using A = Accumulator<T>;
-  constexpr int64_t L = kLanes<A>;
-  for (int64_t d = 0; d < a.in_features; d += L) {
-    Vector<A> x[R];
-    for (int64_t r = 0; r < R; ++r) {
-      x[r] = d + L <= a.in_features ? Memory<T>::load(rows.row[r] + d)
-                                    : load_first<T>(rows.row[r] + d, a.in_features - d, rows.end);
-    }
-    for (int64_t o = 0; o < a.out_features; ++o) {
-      A* to = dw + o * stride + d;
-      Vector<A> sum = x[0] * g[o]; // the group's own sum first: a shorter chain of roundings
-      for (int64_t r = 1; r < R; ++r) {
-        sum += x[r] * g[r * kMaximumFewOutputs + o];
-      }
-      Memory<A>::store(to, Memory<A>::load(to) + sum);
-    }
-  }
-}
-
-// dx[r][d] = input_scale * sum_o g[r][o] w[o][d]
-template <typename T, int64_t R>
-TORCHINTRO_INLINE void write_input_gradient(const FewOutputs& a, const Accumulator<T>* g, T* dx) {
-  using A = Accumulator<T>;
-  constexpr int64_t L = kLanes<A>;
-  const A* w = static_cast<const A*>(a.linear_weight);
-  const A* w_end = w + a.out_features * a.in_features;
-  const A scale = static_cast<A>(a.input_scale);
-  for (int64_t d = 0; d < a.in_features; d += L) {
-    const int64_t count = a.in_features - d < L ? a.in_features - d : L;
-    Vector<A> sum[R] = {};
-    for (int64_t o = 0; o < a.out_features; ++o) {
-      const A* from = w + o * a.in_features + d;
-      const Vector<A> weight = count == L ? Memory<A>::load(from) : load_first<A>(from, count, w_end);
-      for (int64_t r = 0; r < R; ++r) {
-        sum[r] += weight * g[r * kMaximumFewOutputs + o];
-      }
-    }
-    for (int64_t r = 0; r < R; ++r) {
-      T* to = dx + r * a.in_features + d;
-      if (count == L) {
-        Memory<T>::store(to, scale * sum[r]);
-      } else {
-        store_first<T>(to, scale * sum[r], count);
-      }
-    }
-  }
-}
-
-// The residuals of R rows from their predictions: g in place of p, the loss and db added to `partial`, dt written.
-template <typename T, typename U, int64_t R>
-TORCHINTRO_INLINE void residuals(const FewOutputs& a, int64_t row, Accumulator<T>* p, double* partial) {
-  using A = Accumulator<T>;
-  const U* target = static_cast<const U*>(a.target.data);
-  const U* weight = static_cast<const U*>(a.weight.data);
   const A* bias = static_cast<const A*>(a.linear_bias);
-  for (int64_t r = 0; r < R; ++r) {
-    const int64_t n = row + r;
-    for (int64_t o = 0; o < a.out_features; ++o) {
-      const A t = Memory<U>::get(target + n * a.target.row_stride + o * a.target.column_stride);
-      const A v = weight ? Memory<U>::get(weight + n * a.weight.row_stride + o * a.weight.column_stride) : A(1);
-      const A difference = p[r * kMaximumFewOutputs + o] + (bias ? bias[o] : A(0)) - t;
-      const A g = static_cast<A>(a.residual_scale) * (v * difference);
-      partial[0] += static_cast<double>(v) * difference * difference;
-      partial[1 + o] += g;
-      p[r * kMaximumFewOutputs + o] = g;
-      if (a.grad_target) {
-        Memory<U>::set(static_cast<U*>(a.grad_target) + n * a.out_features + o, static_cast<A>(a.target_scale) * g);
+  const A scale = static_cast<A>(a.residual_scale);
+  const bool weighted = a.weight.data != nullptr;
+  const int64_t v_stride = a.weight.column_stride == 0 ? 0 : panel;
+  Doubles<A> squares{};
+  for (int64_t o = 0; o < a.out_features; ++o) {
+    const A b = bias ? bias[o] : A(0);
+    Vector<A> sum{};
+    for (int64_t r = 0; r < padded_rows; r += L) {
+      A* p = s.p + o * panel + r;
+      Vector<A> difference = Memory<A>::load(p) + b - Memory<A>::load(s.t + o * panel + r);
+      Vector<A> product = weighted ? difference * Memory<A>::load(s.v + o * v_stride + r) : difference;
+      if (r + L > rows) {
+        const auto mask = lanes_below<A>(rows - r);
+        difference = keep<A>(difference, mask);
+        product = keep<A>(product, mask);
       }
+      add_squares<A>(squares, difference, product);
+      const Vector<A> g = product * scale;
+      sum += g;
+      Memory<A>::store(p, g);
+    }
+    db[o] += sum_lanes<A>(sum);
+  }
+  loss += squares;
+}
+
+// The panel's rows as contiguous accumulators, in s.x.
+template <typename T>
+TORCHINTRO_INLINE void copy_rows(
+    const FewOutputs& a, int64_t row, int64_t row_end, int64_t rows, const Scratch<Accumulator<T>>& s) {
+  const T* data = static_cast<const T*>(a.input.data);
+  const T* from = data + row * a.input.row_stride;
+  if (a.input.row_stride == 1 && a.input.column_stride > 1) { // features are contiguous, not rows: transpose
+    const T* end = data + row_end + (a.in_features - 1) * a.input.column_stride;
+    load_by_columns<T>(from, a.input.column_stride, 1, end, a.in_features, a.in_features, rows, s.x, s.x_stride);
+  } else {
+    for (int64_t r = 0; r < rows; ++r) {
+      load_row<T>(from + r * a.input.row_stride, a.input.column_stride, a.in_features, s.x + r * s.x_stride);
     }
   }
 }
 
-// R rows from `row` on, which lie in `rows`.
-template <typename T, typename U, int64_t R>
-TORCHINTRO_INLINE void group(
-    const FewOutputs& a, const Rows<T>& rows, int64_t row, Accumulator<T>* dw, int64_t dw_stride, double* partial) {
-  Accumulator<T> g[R * kMaximumFewOutputs];
-  predict<T, R>(a, rows, g);
-  residuals<T, U, R>(a, row, g, partial);
-  if (a.wants_weight_gradient) {
-    add_weight_gradient<T, R>(a, rows, g, dw, dw_stride);
+// row_of[r] for the panel's rows, then for those up to the tile's end, which are zeros.
+template <typename T>
+TORCHINTRO_INLINE void find_rows(
+    const T* first, int64_t stride, int64_t rows, int64_t padded_rows, const void* zeros, const T** row_of) {
+  for (int64_t r = 0; r < rows; ++r) {
+    row_of[r] = first + r * stride;
   }
-  if (a.grad_input) {
-    write_input_gradient<T, R>(a, g, static_cast<T*>(a.grad_input) + row * a.in_features);
+  for (int64_t r = rows; r < padded_rows; ++r) {
+    row_of[r] = static_cast<const T*>(zeros);
+  }
+}
+
+template <typename A>
+TORCHINTRO_FUNCTION void set_zero(A* to, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) {
+    to[i] = 0;
   }
 }
 
@@ -188,53 +147,96 @@ template <typename T, typename U>
 TORCHINTRO_TARGET void few_outputs(
     const FewOutputs& a, int64_t row_begin, int64_t row_end, double* partial, void* scratch) {
   using A = Accumulator<T>;
-  constexpr int64_t L = kLanes<A>;
-  const T* input = static_cast<const T*>(a.input.data);
-  const bool strided = a.input.column_stride != 1 && a.in_features > 1;
-  const int64_t dw_stride = (a.in_features + L - 1) / L * L;
-  const int64_t dw_size = a.wants_weight_gradient ? a.out_features * dw_stride : 0;
-  const int64_t partial_size = 1 + a.out_features + (a.wants_weight_gradient ? a.out_features * a.in_features : 0);
-  for (int64_t i = 0; i < partial_size; ++i) {
-    partial[i] = 0;
+  const bool narrow = a.in_features <= kNarrowFeatures;
+  // 16-bit rows are converted as they are used where that is twice, and once beforehand where it is more often.
+  const bool direct = a.input.column_stride == 1 && (sizeof(T) == sizeof(A) || a.out_features == 1);
+  const int64_t features = a.in_features, outputs = a.out_features, panel = panel_rows(a);
+  const int64_t tile = narrow ? kNarrowTileRows * kLanes<A> : kTile;
+  const int64_t run_rows = narrow ? kNarrowRunRows : kWideRunRows;
+  const auto s = Scratch<A>::lay_out(a, panel, narrow, scratch);
+  const A* w = static_cast<const A*>(a.linear_weight);
+  const A* wt = static_cast<const A*>(a.linear_weight_transposed);
+  double* sums = partial + 1 + outputs;
+  set_zero(partial, 1 + outputs + (a.wants_weight_gradient ? outputs * features : 0));
+  set_zero(s.dw, s.dw_size);
+  if (!narrow) {
+    set_zero(s.dx, features);
   }
+  Doubles<A> loss{};
+  int64_t run = 0;
 
-  A* dw = static_cast<A*>(scratch);
-  T* packed = reinterpret_cast<T*>(dw + dw_size); // a group of rows that are not contiguous
-  const T* end =
-      strided ? packed + kGroupRows * a.in_features : input + (row_end - 1) * a.input.row_stride + a.in_features;
-
-  for (int64_t run = row_begin; run < row_end; run += kRunRows) {
-    const int64_t run_end = run + kRunRows < row_end ? run + kRunRows : row_end;
-    for (int64_t i = 0; i < dw_size; ++i) {
-      dw[i] = 0;
-    }
-    for (int64_t row = run; row < run_end;) {
-      const int64_t count = run_end - row >= kGroupRows ? kGroupRows : 1;
-      Rows<T> rows;
-      rows.end = end;
-      for (int64_t r = 0; r < count; ++r) {
-        const T* from = input + (row + r) * a.input.row_stride;
-        if (strided) {
-          for (int64_t d = 0; d < a.in_features; ++d) {
-            packed[r * a.in_features + d] = from[d * a.input.column_stride];
-          }
-          from = packed + r * a.in_features;
+  for (int64_t row = row_begin; row < row_end; row += panel) {
+    const int64_t rows = row_end - row < panel ? row_end - row : panel;
+    const int64_t padded_rows = round_up(rows, tile);
+    const A* copied_rows[64];
+    const T* rows_as_they_are[64];
+    if (narrow) {
+      load_operand<T>(a.input, row, row_end, rows, padded_rows, features, s.x, panel);
+      narrow_predict<A>(s.x, w, features, outputs, padded_rows, panel, s.p);
+    } else if (direct) {
+      const T* first = static_cast<const T*>(a.input.data) + row * a.input.row_stride;
+      find_rows<T>(first, a.input.row_stride, rows, padded_rows, s.dx, rows_as_they_are);
+      if constexpr (sizeof(T) == sizeof(A)) {
+        if (wt) {
+          wide_predict_outer<A>(
+              rows_as_they_are, rows, wt, transposed_stride(outputs), features, outputs, panel, s.p);
+        } else {
+          wide_predict<T>(rows_as_they_are, rows, w, features, outputs, panel, s.p);
         }
-        rows.row[r] = from;
-      }
-      if (count == kGroupRows) {
-        group<T, U, kGroupRows>(a, rows, row, dw, dw_stride, partial);
       } else {
-        group<T, U, 1>(a, rows, row, dw, dw_stride, partial);
+        wide_predict<T>(rows_as_they_are, rows, w, features, outputs, panel, s.p);
       }
-      row += count;
-    }
-    double* sums = partial + 1 + a.out_features;
-    for (int64_t o = 0; dw_size > 0 && o < a.out_features; ++o) {
-      for (int64_t d = 0; d < a.in_features; ++d) {
-        sums[o * a.in_features + d] += dw[o * dw_stride + d];
+    } else {
+      copy_rows<T>(a, row, row_end, rows, s);
+      find_rows<A>(s.x, s.x_stride, rows, padded_rows, s.dx, copied_rows);
+      if (wt) {
+        wide_predict_outer<A>(copied_rows, rows, wt, transposed_stride(outputs), features, outputs, panel, s.p);
+      } else {
+        wide_predict<A>(copied_rows, rows, w, features, outputs, panel, s.p);
       }
     }
+    const int64_t residual_rows = round_up(rows, kLanes<A>);
+    load_operand<U>(a.target, row, row_end, rows, residual_rows, outputs, s.t, panel);
+    if (a.weight.data) {
+      load_operand<U>(
+          a.weight, row, row_end, rows, residual_rows, a.weight.column_stride == 0 ? 1 : outputs, s.v, panel);
+    }
+    residuals<A>(a, s, rows, narrow ? padded_rows : residual_rows, panel, loss, partial + 1);
+    if (a.grad_target) {
+      U* to = static_cast<U*>(a.grad_target) + row * outputs;
+      store_by_rows<U>(s.p, panel, rows, outputs, static_cast<A>(a.target_scale), to);
+    }
+    if (a.wants_weight_gradient && narrow) {
+      narrow_weight_gradient<A>(s.x, s.p, features, outputs, padded_rows, panel, s.dw);
+    } else if (a.wants_weight_gradient && direct) {
+      const int64_t next = row + 2 * panel <= row_end ? panel * a.input.row_stride : 0;
+      wide_weight_gradient<T>(rows_as_they_are, rows, next, features, outputs, s.p, panel, s.dw, s.dw_stride);
+    } else if (a.wants_weight_gradient) {
+      wide_weight_gradient<A>(copied_rows, rows, 0, features, outputs, s.p, panel, s.dw, s.dw_stride);
+    }
+    if (a.grad_input) {
+      T* to = static_cast<T*>(a.grad_input) + row * features;
+      const A scale = static_cast<A>(a.input_scale);
+      if (narrow) {
+        narrow_input_gradient<A>(s.p, w, features, outputs, padded_rows, panel, s.dx);
+        store_by_rows<T>(s.dx, panel, rows, features, scale, to);
+      } else {
+        wide_input_gradient<T>(s.p, panel, rows, w, features, outputs, scale, a.past_caches, to);
+      }
+    }
+    run += rows;
+    if (a.wants_weight_gradient && (run + panel > run_rows || row + panel >= row_end)) {
+      if (narrow) {
+        narrow_flush<A>(s.dw, outputs * features, sums);
+      } else {
+        wide_flush<A>(s.dw, s.dw_stride, features, outputs, sums);
+      }
+      run = 0;
+    }
+  }
+  partial[0] = sum_lanes<double>(loss);
+  if (a.past_caches) {
+    finish_stores_past_caches();
   }
 }
 

@@ -23,11 +23,12 @@ struct Strided {
 //   r        = p - t;   g = residual_scale * v * r
 //   loss    += v r^2;   db[o] += g[n][o];   dw[o][d] += g[n][o] x[n][d];   dx[n][d] = input_scale * sum_o g[n][o] w[o][d]
 //
-// Accumulators: dot products and runs of up to kRunRows rows of dw in float32 (float64 for float64), everything longer in
-// float64. A group of rows is read from memory once: the second use, for dw and dx, finds it in cache.
+// Accumulators: dot products and runs of rows of dw in float32 (float64 for float64), everything longer, and the loss, in
+// float64. A panel of rows is read from memory once: the second use, for dw and dx, finds it in cache.
 struct FewOutputs {
   Strided<const void> input; // (N, D), input dtype
   const void* linear_weight; // (O, D) contiguous, float32 (float64 for float64)
+  const void* linear_weight_transposed; // (D, transposed_stride), zeros behind the O outputs; null: see wants_transposed
   const void* linear_bias; // (O) contiguous, same; null without
   Strided<const void> target; // (N, O), target dtype
   Strided<const void> weight; // (N, O), target dtype; null without
@@ -39,19 +40,54 @@ struct FewOutputs {
   void* grad_input; // (N, D) contiguous, input dtype; null if not asked for
   void* grad_target; // (N, O) contiguous, target dtype; null if not asked for
   bool wants_weight_gradient;
+  bool past_caches; // grad_input is larger than the caches: nobody finds it there afterwards
 };
 
 // A block's sums: partial[0] the loss, partial[1 .. O] the bias gradient, then O x D of the weight gradient (if wanted).
-// All overwritten. `scratch` holds few_outputs_scratch_bytes, aligned as a double.
+// All overwritten. `scratch` holds few_outputs_scratch_bytes, aligned to kScratchAlignment.
 using FewOutputsKernel =
     void (*)(const FewOutputs&, int64_t row_begin, int64_t row_end, double* partial, void* scratch);
 
+constexpr int64_t kScratchAlignment = 64;
 constexpr int64_t kMaximumFewOutputs = 64;
+constexpr int64_t kMaximumLanes = 16;
 
-// The accumulators of dw, padded to the widest vector, and a group of rows made contiguous; enough for every dtype.
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Up to so many features a panel is laid out by columns (narrow_impl.h), beyond by rows (wide_impl.h).
+constexpr int64_t kNarrowFeatures = 16;
+
+// Rows of a panel, a multiple of every register tile. By columns: enough that the accumulators of dw are loaded and stored
+// once for eight vectors. By rows: as many as fit into half of a first-level cache of 32 KB or more, or, where several
+// outputs use a row again and again, a part of the second-level one.
+inline int64_t panel_rows(const FewOutputs& a) {
+  if (a.in_features <= kNarrowFeatures) {
+    return 128;
+  }
+  const int64_t bytes = a.out_features == 1 ? int64_t{24} << 10 : int64_t{96} << 10;
+  const int64_t rows = bytes / (4 * a.in_features) / 16 * 16;
+  return rows < 16 ? 16 : rows > 64 ? 64 : rows;
+}
+
+inline int64_t transposed_stride(int64_t out_features) {
+  return round_up(out_features, kMaximumLanes);
+}
+
+// Whether the call is faster with linear_weight_transposed: lanes that hold outputs need no sum over lanes, which pays where
+// the outputs fill them and there are rows enough to pay for the transposition.
+inline bool wants_transposed(int64_t rows, int64_t in_features, int64_t out_features) {
+  return in_features > kNarrowFeatures && rows >= 64 && out_features >= 12 &&
+      transposed_stride(out_features) * 4 <= out_features * 5;
+}
+
+// Enough for every dtype and level: see Scratch in few_outputs_impl.h for the parts.
 inline int64_t few_outputs_scratch_bytes(const FewOutputs& a) {
-  return (a.wants_weight_gradient ? a.out_features * (a.in_features + 16) * 8 : 0) +
-      (a.input.column_stride != 1 ? 8 * a.in_features * 8 : 0) + 8;
+  const int64_t panel = panel_rows(a), d = round_up(a.in_features, kMaximumLanes) + kMaximumLanes;
+  const bool narrow = a.in_features <= kNarrowFeatures;
+  const int64_t dw = !a.wants_weight_gradient ? 0 : a.out_features * (narrow ? a.in_features * kMaximumLanes : d);
+  return 8 * (dw + 3 * a.out_features * panel + (narrow ? 2 * a.in_features * panel : (panel + 1) * d));
 }
 
 // The residual kernel of the many-outputs regime: over a block of rows of a tile of R rows and Q outputs, the product p in
@@ -71,7 +107,7 @@ struct Residual {
 };
 
 // partial[0] the loss, partial[1 .. Q] the bias gradient (if wanted). All overwritten. `scratch` holds
-// residual_scratch_bytes, aligned as a double.
+// residual_scratch_bytes, aligned to kScratchAlignment.
 using ResidualKernel = void (*)(const Residual&, int64_t row_begin, int64_t row_end, double* partial, void* scratch);
 
 inline int64_t residual_scratch_bytes(const Residual& a) {

@@ -8,25 +8,6 @@ namespace torchintro::cpu::TORCHINTRO_LEVEL {
 
 constexpr int64_t kBiasRows = 64;
 
-// The first `count` lanes to memory. Writes a whole vector, with what was there before in the other lanes, where that does
-// not cross `end`.
-template <typename T>
-TORCHINTRO_INLINE void replace_first(T* to, Vector<Accumulator<T>> value, int64_t count, const T* end) {
-  using A = Accumulator<T>;
-  using Integer = typename VectorOf<A>::integer;
-  if (end - to >= kLanes<A>) {
-    Integer lane{};
-    for (int64_t i = 0; i < kLanes<A>; ++i) {
-      lane[i] = i;
-    }
-    const Integer first = (Integer)(lane < (Integer{} + static_cast<int32_t>(count)));
-    const Vector<A> before = Memory<T>::load(to);
-    Memory<T>::store(to, (Vector<A>)((first & (Integer)value) | (~first & (Integer)before)));
-  } else {
-    store_first<T>(to, value, count);
-  }
-}
-
 template <typename T>
 TORCHINTRO_INLINE Vector<Accumulator<T>> load_strided(const T* from, int64_t stride, int64_t count) {
   Vector<Accumulator<T>> values{};
@@ -36,18 +17,12 @@ TORCHINTRO_INLINE Vector<Accumulator<T>> load_strided(const T* from, int64_t str
   return values;
 }
 
-// What a row's vectors have in common: pointers to the row, and the ends of the block's rows, up to which memory may be
-// touched by this thread.
 template <typename T, typename U>
 struct ResidualRow {
   T* p;
-  const T* p_end;
   const U* t;
-  const U* t_end;
   const U* v;
-  const U* v_end;
   U* dt;
-  const U* dt_end;
 };
 
 template <typename T, typename U, bool Whole>
@@ -59,13 +34,13 @@ TORCHINTRO_INLINE void residual_vector(
     Accumulator<T>* db,
     Vector<Accumulator<T>>& squares) {
   using A = Accumulator<T>;
-  Vector<A> difference = Whole ? Memory<T>::load(row.p + o) : load_first<T>(row.p + o, count, row.p_end);
+  Vector<A> difference = Whole ? Memory<T>::load(row.p + o) : load_first<T>(row.p + o, count);
   if (a.linear_bias) {
     const A* bias = static_cast<const A*>(a.linear_bias);
-    difference += Whole ? Memory<A>::load(bias + o) : load_first<A>(bias + o, count, bias + a.outputs);
+    difference += Whole ? Memory<A>::load(bias + o) : load_first<A>(bias + o, count);
   }
   if (a.target.column_stride == 1) {
-    difference -= Whole ? Memory<U>::load(row.t + o) : load_first<U>(row.t + o, count, row.t_end);
+    difference -= Whole ? Memory<U>::load(row.t + o) : load_first<U>(row.t + o, count);
   } else {
     difference -= load_strided<U>(row.t + o * a.target.column_stride, a.target.column_stride, count);
   }
@@ -82,7 +57,7 @@ TORCHINTRO_INLINE void residual_vector(
         }
       }
     } else if (a.weight.column_stride == 1) {
-      weight = Whole ? Memory<U>::load(row.v + o) : load_first<U>(row.v + o, count, row.v_end);
+      weight = Whole ? Memory<U>::load(row.v + o) : load_first<U>(row.v + o, count);
     } else {
       weight = load_strided<U>(row.v + o * a.weight.column_stride, a.weight.column_stride, count);
     }
@@ -97,7 +72,7 @@ TORCHINTRO_INLINE void residual_vector(
     if (Whole) {
       Memory<T>::store(row.p + o, g);
     } else {
-      replace_first<T>(row.p + o, g, count, row.p_end);
+      store_first<T>(row.p + o, g, count);
     }
   }
   if (row.dt) {
@@ -105,19 +80,14 @@ TORCHINTRO_INLINE void residual_vector(
     if (Whole) {
       Memory<U>::store(row.dt + o, dt);
     } else {
-      replace_first<U>(row.dt + o, dt, count, row.dt_end);
+      store_first<U>(row.dt + o, dt, count);
     }
   }
 }
 
-// The last of a matrix's elements in the rows before `rows`, plus one.
-template <typename U>
-TORCHINTRO_INLINE const U* end_of(const Strided<const void>& matrix, int64_t rows, int64_t outputs) {
-  return static_cast<const U*>(matrix.data) + (rows - 1) * matrix.row_stride + outputs;
-}
-
 template <typename T, typename U>
-TORCHINTRO_TARGET void residual(const Residual& call, int64_t row_begin, int64_t row_end, double* partial, void* scratch) {
+TORCHINTRO_TARGET void residual(
+    const Residual& call, int64_t row_begin, int64_t row_end, double* partial, void* scratch) {
   using A = Accumulator<T>;
   constexpr int64_t L = kLanes<A>;
   const Residual a = call; // a copy of its own, which no store can change: it stays in registers
@@ -129,11 +99,6 @@ TORCHINTRO_TARGET void residual(const Residual& call, int64_t row_begin, int64_t
   const int64_t padded = a.wants_bias_gradient ? (outputs + L - 1) / L * L : 0;
   A* db = static_cast<A*>(scratch);
   ResidualRow<T, U> row{};
-  row.p_end = static_cast<const T*>(a.product) + row_end * outputs;
-  row.t_end = end_of<U>(a.target, row_end, outputs);
-  row.v_end = a.weight.data ? end_of<U>(a.weight, row_end, outputs) : nullptr;
-  row.dt_end =
-      a.grad_target ? static_cast<U*>(a.grad_target) + (row_end - 1) * a.grad_target_row_stride + outputs : nullptr;
   for (int64_t run = row_begin; run < row_end; run += kBiasRows) {
     const int64_t run_end = run + kBiasRows < row_end ? run + kBiasRows : row_end;
     for (int64_t i = 0; i < padded; ++i) {

@@ -3,10 +3,17 @@
 //   TORCHINTRO_VECTOR_BYTES  the width of a vector
 //   TORCHINTRO_TARGET        the attribute that turns the instruction set on
 // Every function here is inlined into the level's own: nothing compiled for one instruction set can be linked into another,
-// and no function of the standard library is used for the same reason.
+// and no function of the standard library is used for the same reason. Intrinsics stand where the compiler would not find
+// the instruction by itself: half precision, masks, stores past the caches.
 #include <cstdint>
+#include <utility>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #define TORCHINTRO_INLINE TORCHINTRO_TARGET __attribute__((always_inline)) static inline
+// The larger parts, which stay functions: one for every accumulator type instead of one for every pair of dtypes.
+#define TORCHINTRO_FUNCTION TORCHINTRO_TARGET __attribute__((noinline)) static
 
 namespace torchintro::cpu::TORCHINTRO_LEVEL {
 
@@ -58,10 +65,21 @@ typedef float Float32 __attribute__((vector_size(TORCHINTRO_VECTOR_BYTES)));
 // 16-bit <-> float32, of a vector or of one value (as a vector's first lane the compiler makes one of it).
 
 TORCHINTRO_INLINE Float32 widen(Half16 half, bfloat16) {
+#if TORCHINTRO_VECTOR_BYTES == 64
+  return (Float32)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)half), 16);
+#elif TORCHINTRO_VECTOR_BYTES == 32
+  return (Float32)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)half), 16);
+#else
   return (Float32)(__builtin_convertvector(half, Bits32) << 16);
+#endif
 }
 
 TORCHINTRO_INLINE Float32 widen(Half16 half, float16) {
+#if TORCHINTRO_VECTOR_BYTES == 64
+  return (Float32)_mm512_cvtph_ps((__m256i)half);
+#elif TORCHINTRO_VECTOR_BYTES == 32
+  return (Float32)_mm256_cvtph_ps((__m128i)half);
+#else
   const Bits32 bits = __builtin_convertvector(half, Bits32);
   const Bits32 sign = (bits & 0x8000u) << 16;
   const Bits32 exponent = bits & 0x7c00u;
@@ -75,6 +93,7 @@ TORCHINTRO_INLINE Float32 widen(Half16 half, float16) {
   const Bits32 is_subnormal = (Bits32)(exponent == 0u);
   const Bits32 magnitude = (is_special & special) | (is_subnormal & subnormal) | (~is_special & ~is_subnormal & normal);
   return (Float32)(magnitude | sign);
+#endif
 }
 
 // Round to nearest, ties to even; nan stays nan.
@@ -86,6 +105,11 @@ TORCHINTRO_INLINE Half16 narrow(Float32 value, bfloat16) {
 }
 
 TORCHINTRO_INLINE Half16 narrow(Float32 value, float16) {
+#if TORCHINTRO_VECTOR_BYTES == 64
+  return (Half16)_mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif TORCHINTRO_VECTOR_BYTES == 32
+  return (Half16)_mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
   const Bits32 sign = ((Bits32)value >> 16) & 0x8000u;
   const Bits32 magnitude = (Bits32)value & 0x7fffffffu;
   const Bits32 normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
@@ -99,6 +123,7 @@ TORCHINTRO_INLINE Half16 narrow(Float32 value, float16) {
   const Bits32 result = (is_nan & 0x7e00u) | (overflows & 0x7c00u) | (in_range & is_subnormal & subnormal) |
       (in_range & ~is_subnormal & normal);
   return __builtin_convertvector(result | sign, Half16);
+#endif
 }
 
 template <typename T>
@@ -139,30 +164,87 @@ struct Memory<bfloat16> : Memory16<bfloat16> {};
 template <>
 struct Memory<float16> : Memory16<float16> {};
 
-// The first `count` < lanes values and zeros. Reads a whole vector, which never crosses `end`, where it can.
+// What a dtype is stored as, and vectors of `N` stored values.
 template <typename T>
-TORCHINTRO_INLINE Vector<Accumulator<T>> load_first(const T* from, int64_t count, const T* end) {
-  using A = Accumulator<T>;
-  using Integer = typename VectorOf<A>::integer;
-  if (end - from >= kLanes<A>) {
-    const Vector<A> all = Memory<T>::load(from);
-    Integer lane{};
-    for (int64_t i = 0; i < kLanes<A>; ++i) {
-      lane[i] = i;
-    }
-    return (Vector<A>)((Integer)all & (Integer)(lane < (Integer{} + static_cast<int32_t>(count))));
-  }
-  Vector<A> some{};
-  for (int64_t i = 0; i < count; ++i) {
-    some[i] = Memory<T>::get(from + i);
-  }
-  return some;
+struct StorageOf {
+  using type = T;
+};
+template <>
+struct StorageOf<bfloat16> {
+  using type = uint16_t;
+};
+template <>
+struct StorageOf<float16> {
+  using type = uint16_t;
+};
+template <typename T, int64_t N>
+struct Piece {
+  using Element = typename StorageOf<T>::type;
+  typedef Element type __attribute__((vector_size(N * sizeof(Element))));
+  typedef Element unaligned __attribute__((vector_size(N * sizeof(Element)), aligned(sizeof(Element)), may_alias));
+};
+
+// shuffle(a, b, indices): the lanes of a, then those of b, counted through.
+#if !defined(__has_builtin)
+#define __has_builtin(x) 0
+#endif
+template <typename I, typename V, int... J>
+TORCHINTRO_INLINE auto shuffle(V a, V b, std::integer_sequence<int, J...>) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, J...);
+#else
+  typedef I Indices __attribute__((vector_size(sizeof(V))));
+  return __builtin_shuffle(a, b, Indices{J...});
+#endif
 }
 
-template <typename T>
-TORCHINTRO_INLINE void store_first(T* to, Vector<Accumulator<T>> value, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    Memory<T>::set(to + i, value[i]);
+template <typename A>
+using Lane = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+
+// The two halves of a transposition step at distance S: lane j of `low` is a[j], or b[j - S] where j has bit S; lane j of
+// `high` is a[j + S], or b[j] where j has it.
+template <int64_t S, int... J>
+constexpr auto low_indices(std::integer_sequence<int, J...>) {
+  return std::integer_sequence<int, ((J & S) == 0 ? J : static_cast<int>(sizeof...(J)) + J - static_cast<int>(S))...>{};
+}
+template <int64_t S, int... J>
+constexpr auto high_indices(std::integer_sequence<int, J...>) {
+  return std::integer_sequence<int, ((J & S) == 0 ? J + static_cast<int>(S) : static_cast<int>(sizeof...(J)) + J)...>{};
+}
+template <typename A, int64_t S>
+TORCHINTRO_INLINE void exchange(Vector<A>& a, Vector<A>& b) {
+  using Lanes = std::make_integer_sequence<int, static_cast<int>(kLanes<A>)>;
+  const Vector<A> low = shuffle<Lane<A>>(a, b, decltype(low_indices<S>(Lanes{})){});
+  const Vector<A> high = shuffle<Lane<A>>(a, b, decltype(high_indices<S>(Lanes{})){});
+  a = low;
+  b = high;
+}
+
+// Transposes the W x W squares that lie side by side in W vectors: afterwards lane m W + i of vector c is what lane
+// m W + c of vector i was.
+template <typename A, int64_t W, int64_t S = W / 2>
+TORCHINTRO_INLINE void transpose(Vector<A>* v) {
+  if constexpr (S > 0) {
+    for (int64_t i = 0; i < W; ++i) {
+      if ((i & S) == 0) {
+        exchange<A, S>(v[i], v[i + S]);
+      }
+    }
+    transpose<A, W, S / 2>(v);
+  }
+}
+
+// Lane i of the result is the sum of the lanes of v[i], for as many vectors as a vector has lanes. Overwrites v.
+template <typename A, int64_t S = kLanes<A> / 2>
+TORCHINTRO_INLINE Vector<A> sum_each(Vector<A>* v) {
+  for (int64_t i = 0; i < S; ++i) {
+    exchange<A, S>(v[i], v[i + S]);
+    v[i] += v[i + S];
+  }
+  if constexpr (S > 1) {
+    return sum_each<A, S / 2>(v);
+  } else {
+    return v[0];
   }
 }
 
@@ -173,6 +255,95 @@ TORCHINTRO_INLINE A sum_lanes(Vector<A> value) {
     sum += value[i];
   }
   return sum;
+}
+
+// All bits set in the lanes from `first` on, or below `count`.
+template <typename A>
+TORCHINTRO_INLINE typename VectorOf<A>::integer lanes_from(int64_t first) {
+  typename VectorOf<A>::integer lane{};
+  for (int64_t i = 0; i < kLanes<A>; ++i) {
+    lane[i] = static_cast<Lane<A>>(i);
+  }
+  return lane >= (typename VectorOf<A>::integer{} + static_cast<Lane<A>>(first));
+}
+template <typename A>
+TORCHINTRO_INLINE typename VectorOf<A>::integer lanes_below(int64_t count) {
+  return ~lanes_from<A>(count);
+}
+// Zero where the mask is: a product with zero would make NaN of an infinity.
+template <typename A>
+TORCHINTRO_INLINE Vector<A> keep(Vector<A> value, typename VectorOf<A>::integer mask) {
+  return (Vector<A>)((typename VectorOf<A>::integer)value & mask);
+}
+
+// The first `count` <= lanes values, and zeros. Reads nothing behind them.
+template <typename T>
+TORCHINTRO_INLINE Vector<Accumulator<T>> load_first(const T* from, int64_t count) {
+  using A = Accumulator<T>;
+#if TORCHINTRO_VECTOR_BYTES == 64
+  const uint32_t mask = (uint32_t{1} << count) - 1;
+  if constexpr (sizeof(T) == 8) {
+    return (Vector<A>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from);
+  } else if constexpr (sizeof(T) == 4) {
+    return (Vector<A>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from);
+  } else {
+    return widen((Half16)_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from), T{});
+  }
+#else
+  Vector<A> some{};
+  for (int64_t i = 0; i < count; ++i) {
+    some[i] = Memory<T>::get(from + i);
+  }
+  return some;
+#endif
+}
+
+template <typename T>
+TORCHINTRO_INLINE void store_first(T* to, Vector<Accumulator<T>> value, int64_t count) {
+#if TORCHINTRO_VECTOR_BYTES == 64
+  const uint32_t mask = (uint32_t{1} << count) - 1;
+  if constexpr (sizeof(T) == 8) {
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>(mask), (__m512d)value);
+  } else if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), (__m512)value);
+  } else {
+    _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(mask), (__m256i)narrow(value, T{}));
+  }
+#else
+  for (int64_t i = 0; i < count; ++i) {
+    Memory<T>::set(to + i, value[i]);
+  }
+#endif
+}
+
+// Stores past the caches, to an address that is a multiple of the stored vector's size: memory that is only written is
+// then not read first.
+template <typename T>
+TORCHINTRO_INLINE void store_past_caches(T* to, Vector<Accumulator<T>> value) {
+#if TORCHINTRO_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 2) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)narrow(value, T{}));
+  } else {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)value);
+  }
+#elif TORCHINTRO_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 2) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)narrow(value, T{}));
+  } else {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)value);
+  }
+#else
+  Memory<T>::store(to, value);
+#endif
+}
+template <typename T>
+constexpr int64_t kStoredBytes = kLanes<Accumulator<T>> * static_cast<int64_t>(sizeof(T));
+
+// Orders stores past the caches before whatever another thread is told afterwards.
+TORCHINTRO_INLINE void finish_stores_past_caches() {
+#if TORCHINTRO_VECTOR_BYTES >= 32
+  _mm_sfence();
+#endif
 }
 
 } // namespace torchintro::cpu::TORCHINTRO_LEVEL
