@@ -110,7 +110,7 @@ call = CppExtension(  # type: ignore[no-untyped-call]
 )
 module = CppExtension(  # type: ignore[no-untyped-call]
     "torchintro._C",
-    ["csrc/python/module.cpp", "csrc/cpu/kernels/level.cpp"],
+    ["csrc/python/module.cpp", "csrc/cpu/kernels/level.cpp", "csrc/cpu/kernels/matrix_route.cpp"],
     include_dirs=[*include_dirs, pybind11.get_include()],
     define_macros=[
         ("TORCHINTRO_TORCH_VERSION", f'"{torch.__version__}"'),

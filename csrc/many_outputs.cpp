@@ -92,18 +92,4 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
   return {loss_sum.to(p.target.scalar_type()), gradients};
 }
 
-at::Tensor loss_per_element(const Problem& p, const at::Tensor& target) {
-  const auto weight_transposed = p.linear_weight.t();
-  auto loss = p.linear_bias.defined() ? at::addmm(p.linear_bias, p.input, weight_transposed)
-                                      : at::mm(p.input, weight_transposed);
-  if (loss.scalar_type() == at::kBFloat16 || loss.scalar_type() == at::kHalf) {
-    loss = loss.to(at::kFloat);
-  }
-  loss.sub_(p.target).square_();
-  if (p.weight.defined()) {
-    loss.mul_(p.weight);
-  }
-  return loss.to(target.scalar_type()).view(target.sizes());
-}
-
 } // namespace torchintro

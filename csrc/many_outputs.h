@@ -1,4 +1,5 @@
-// The regime of many outputs: matrix products over chunks of rows, with one residual step of the backend's own between.
+// The regime of many outputs on a device whose results the host does not read: matrix products over chunks of rows, with one
+// residual step of the backend's own between. (The CPU has a loop of its own, which may read, and cuts outputs, too.)
 //
 // The prediction of a chunk is a product of PyTorch's; the residual step turns it in place into g, adds up loss and bias
 // gradient, and two more products make the chunk's gradients. So no N x O temporary exists, whatever N is, and the
@@ -27,9 +28,5 @@ using ResidualStep = c10::function_ref<void(const Problem&, const ResidualChunk&
 // Returns the loss and fills the flattened gradients. `chunk_rows` is the backend's: see there for what chose it.
 std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
     const Problem& problem, int64_t chunk_rows, ResidualStep residual_step);
-
-// Reduction::None, of any number of outputs: the loss is as large as the prediction, so it is made in its place. Returns it
-// in the shape and dtype of `target`, the unflattened one.
-at::Tensor loss_per_element(const Problem& problem, const at::Tensor& target);
 
 } // namespace torchintro

@@ -35,9 +35,9 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _cpu_kernels() -> str:
-    forced = os.environ.get("TORCHINTRO_CPU_LEVEL")
-    return _C.cpu_level() + (f" (TORCHINTRO_CPU_LEVEL={forced})" if forced else "")
+def _choice(chosen: str, variable: str) -> str:
+    forced = os.environ.get(variable)
+    return chosen + (f" ({variable}={forced})" if forced else "")
 
 
 def _cuda_kernels(built: str) -> str:
@@ -74,7 +74,8 @@ def collect() -> dict[str, object]:
         "operator library": str(_library.library_path()),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "CPU kernels": _cpu_kernels(),
+        "CPU kernels": _choice(_C.cpu_level(), "TORCHINTRO_CPU_LEVEL"),
+        "CPU matrix products": _choice(_C.matrix_route(), "TORCHINTRO_MATRIX_ROUTE"),
         "CUDA devices": ", ".join(devices) or "none",
         "CUDA kernels": _cuda_kernels(build["cuda"]),
         "registered for": ", ".join(registered),

@@ -1,6 +1,7 @@
 // CPU: registration and the choice of regime. The arithmetic is in cpu/kernels/.
 #include "cpu/few_outputs.h"
-#include "cpu/residual_step.h"
+#include "cpu/many_outputs.h"
+#include "loss_per_element.h"
 
 #include <torch/library.h>
 
@@ -19,7 +20,7 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> loss_and_gradients(const Probl
   if (p.out_features <= kFewOutputs) {
     return cpu::few_outputs(p);
   }
-  return many_outputs(p, cpu::chunk_rows(p), cpu::residual_step);
+  return cpu::many_outputs(p);
 }
 
 at::Tensor linear_mse_loss_cpu(

@@ -1,5 +1,6 @@
 // torchintro._C: what was built. It is not linked to torch, so that it imports under any torch and can say which is needed.
 #include "cpu/kernels/level.h"
+#include "cpu/kernels/matrix_route.h"
 
 #include <pybind11/pybind11.h>
 
@@ -41,4 +42,8 @@ PYBIND11_MODULE(_C, m) {
       "cpu_level",
       [] { return torchintro::cpu::level_name(torchintro::cpu::active_level()); },
       "The instruction set that the CPU kernels use: 'baseline', 'avx2' or 'avx512'.");
+  m.def(
+      "matrix_route",
+      [] { return torchintro::cpu::matrix_route_name(torchintro::cpu::active_matrix_route()); },
+      "The library that makes float32 matrix products for many outputs: 'blas' or 'onednn'.");
 }

@@ -84,25 +84,28 @@ inline int64_t few_outputs_scratch_bytes(const FewOutputs& a) {
   return 8 * (dw + 3 * a.out_features * panel + (narrow ? 2 * a.in_features * panel : (panel + 1) * d));
 }
 
-// The residual kernel of the many-outputs regime: p -> g in place over a block of rows of a chunk, and the block's sums.
+// The residual kernel of the many-outputs regime: over a block of rows of a tile of R rows and Q outputs, the product p in
+// place to g = residual_scale * v * (p + b - t), dt = target_scale * g, and the block's sums.
 struct Residual {
-  void* prediction; // (R, O) contiguous, input dtype
-  Strided<const void> target; // (R, O), target dtype
-  Strided<const void> weight; // (R, O), target dtype; null without
-  int64_t out_features;
+  void* product; // (R, Q) contiguous, input dtype
+  const void* linear_bias; // (Q) contiguous, float32 (float64 for float64); null without, or where the product has it
+  Strided<const void> target; // (R, Q), target dtype
+  Strided<const void> weight; // (R, Q), target dtype; null without
+  int64_t outputs; // Q
   double residual_scale;
   double target_scale;
-  void* grad_target; // (R, O) contiguous, target dtype; null if not asked for
+  void* grad_target; // (R, Q), target dtype, columns side by side; null if not asked for
+  int64_t grad_target_row_stride;
   bool wants_residual;
   bool wants_bias_gradient;
 };
 
-// partial[0] the loss, partial[1 .. O] the bias gradient (if wanted). All overwritten. `scratch` holds
+// partial[0] the loss, partial[1 .. Q] the bias gradient (if wanted). All overwritten. `scratch` holds
 // residual_scratch_bytes, aligned to kScratchAlignment.
 using ResidualKernel = void (*)(const Residual&, int64_t row_begin, int64_t row_end, double* partial, void* scratch);
 
 inline int64_t residual_scratch_bytes(const Residual& a) {
-  return (a.out_features + 16) * 8;
+  return a.wants_bias_gradient ? (a.outputs + 16) * 8 : 0;
 }
 
 // Elements [begin, end) of a gradient in input's dtype: scale times the sum, in block order, of sums[block * stride + i].
