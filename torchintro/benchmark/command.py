@@ -148,6 +148,7 @@ def run_row(
     effort: Effort,
     *,
     compile: bool = True,
+    jax: bool = True,
     judge: bool = True,
     fused: Operator | None = None,
 ) -> RowResult:
@@ -159,6 +160,7 @@ def run_row(
         limits: What the device can do at most.
         effort: How long to measure.
         compile: Whether to include ``torch.compile``.
+        jax: Whether to include JAX.
         judge: Whether to compare with the row's targets.
         fused: What the peer ``"fused"`` of a step calls, by default :func:`torchintro.linear_mse_loss`.
 
@@ -167,7 +169,7 @@ def run_row(
     """
     result = RowResult(row, device.type)
     try:
-        work = make_work(row, device, compile=compile, fused=fused)
+        work = make_work(row, device, compile=compile, jax=jax, fused=fused)
         result.skipped = work.skipped
         result.checks = work.verify()
         result.notes = work.notes
@@ -218,7 +220,7 @@ def _measure_time(result: RowResult, work: Work, limits: Limits, effort: Effort)
         result.notes.append(f"disturbed: other processes took a core {result.interruptions:.0f} times a second")
     if probe is not None:
         result.bound = _bound(row, probe, timed.pop(_PROBE), limits)
-    result.measurements = {peer: measured.scaled(row.scale) for peer, measured in timed.items()}
+    result.measurements = {peer: measured.scaled(work.scales.get(peer, 1.0)) for peer, measured in timed.items()}
 
 
 _PROBE = "probe"  # its name among the peers
