@@ -233,7 +233,7 @@ def _probe(work: Work, limits: Limits) -> Probe | None:
     if floor is not None:
         return Probe("W.sum().backward()" if row.limit == "call" else "a study with an empty objective", floor, 1)
     if row.limit in ("read", "copy"):
-        return traffic_probe(row.limit, limits.ways[row.limit], count(row).bytes, work.device)
+        return traffic_probe(row.limit, count(row).bytes, work.device)
     if row.limit == "matrix":
         dtype = limits.matrix_dtype(row.dtype)
         return matrix_probe(dtype, limits.ways[dtype_name(dtype)], limits.matrix_size, work.device)
@@ -264,14 +264,11 @@ def _judge(result: RowResult) -> list[Verdict]:
             other = result.bound.seconds if result.bound else 0.0
         else:
             other = result.measurements[target.of].median if target.of in result.measurements else 0.0
-        comparable = fused > 0 and other > 0
-        verdicts.append(
-            Verdict(
-                target,
-                target.ratio(fused, other) if comparable else None,
-                target.met(fused, other) if comparable else None,
-            )
-        )
+        if fused > 0 and other > 0:
+            best = target.ratio(result.bound.seconds, other) if result.bound and target.of != "limit" else None
+            verdicts.append(Verdict(target, target.ratio(fused, other), target.met(fused, other), best))
+        else:
+            verdicts.append(Verdict(target, None, None))
     return verdicts
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 __all__ = ["JaxFit", "JaxStep", "JaxStudy", "why_not"]
 
@@ -70,7 +71,7 @@ def _array(tensor: Tensor) -> Any:
 
 
 def _tensor(array: Any) -> Tensor:
-    return torch.from_dlpack(array).clone()
+    return from_dlpack(array).clone()
 
 
 def _loss(X: Any, weight: Any, bias: Any, y: Any) -> Any:
@@ -103,7 +104,7 @@ class JaxStep:
 
 def _descend(X: Any, y: Any, lr: Any) -> Callable[[Any, Any], Any]:
     """Return a step of gradient descent on some rows, or on all for None, as ``scan`` wants it."""
-    value_and_grad = _jax().value_and_grad(lambda parameters, X, y: _loss(X, *parameters, y))
+    value_and_grad = _jax().value_and_grad(lambda parameters, X, y: _loss(X, parameters[0], parameters[1], y))
 
     def step(parameters: Any, rows: Any) -> Any:
         loss, gradients = value_and_grad(parameters, *((X, y) if rows is None else (X[rows], y[rows])))

@@ -34,7 +34,10 @@ class Target:
 
     def met(self, fused: float, other: float) -> bool:
         """Say whether the two figures keep the bound."""
-        ratio = self.ratio(fused, other)
+        return self.met_by(self.ratio(fused, other))
+
+    def met_by(self, ratio: float) -> bool:
+        """Say whether a ratio keeps the bound."""
         if self.at_most is not None:
             return ratio <= self.at_most
         return self.at_least is not None and ratio >= self.at_least
