@@ -104,8 +104,8 @@ class Cell:
         low, high = self.interval
         return (
             f"N={self.rows}, D={self.in_features}, O={self.out_features}: {ratio_text(self.ratio)}x (eager "
-            f"{time_text(self.eager.median)}, fused {time_text(self.fused.median)}; 95 % of "
-            f"{len(self.eager.samples)} rounds' median: {ratio_text(low)}x to {ratio_text(high)}x)"
+            f"{time_text(self.eager.median)}, fused {time_text(self.fused.median)}; 95 % interval of "
+            f"{len(self.eager.samples)} rounds: {ratio_text(low)}x to {ratio_text(high)}x)"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,6 +19,7 @@ __all__ = [
     "RowResult",
     "Verdict",
     "header",
+    "json_text",
     "machine_lines",
     "ratio_text",
     "row_lines",
@@ -168,6 +171,13 @@ def _statistics(measured: Measurement) -> dict[str, Any]:
         "calls_per_sample": measured.calls,
         "samples": list(measured.samples),
     }
+
+
+def json_text(record: dict[str, Any]) -> str:
+    """Return a record as JSON with lists of plain values on one line each, so that it can be read and compared."""
+    text = json.dumps(record, indent=1)
+    # No string holds a line break, so that none is changed.
+    return re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text) + "\n"
 
 
 def machine_lines(machine: dict[str, Any]) -> list[str]:
