@@ -193,7 +193,13 @@ def _draw_labels(figure: Any, axes: Any, found: Sequence[Point], read: float, ro
     """Write each row's name where it hides least: near its fused point, away from marks, roofs and other names."""
     figure.canvas.draw()
     scale = DPI / 72  # pixels of a point of type
-    taken: list[Box] = [_inflate(text.get_window_extent(), 2) for text in axes.texts]
+    taken: list[Box] = []
+    for text in axes.texts:
+        extent = text.get_window_extent()
+        if text.get_rotation():  # along its diagonal: the corners of its box are free
+            taken += _dots((extent.x0, extent.y0), (extent.x1, extent.y1), 6 * scale)
+        else:
+            taken.append(_inflate(extent, 2))
     taken.append(_inflate(axes.get_legend().get_window_extent(), 6))
     marks: list[Box] = []
     for point in found:
@@ -235,14 +241,18 @@ def _draw_labels(figure: Any, axes: Any, found: Sequence[Point], read: float, ro
                 box = (cx - half_width - 2, cy - half_height - 1, cx + half_width + 2, cy + half_height + 1)
                 if box[0] < left + 4 or box[1] < bottom + 4 or box[2] > right or box[3] > upper + 10 * scale:
                     continue
+                lead = _dots((x + (cx - x) * 0.3, y + (cy - y) * 0.3), (cx, cy), 1)
                 cost = distance + 400 * _hits(box, taken) + 250 * _hits(box, marks) + 60 * _hits(box, lines)
+                cost += sum(40 * _hits(dot, taken) + 15 * _hits(dot, marks) for dot in lead)
                 # Beside a point rather than on its line, and rather on the right.
                 cost += 8 * abs(math.sin(angle)) * (distance < 20) + 3 * (math.cos(angle) < 0)
                 best = min(best, (cost, cx, cy))
         _, cx, cy = best
         # In shares of the axes: an SVG has other pixels.
         text.set_position(axes.transAxes.inverted().transform((cx, cy)))
-        taken.append((cx - half_width - 2, cy - half_height - 1, cx + half_width + 2, cy + half_height + 1))
+        gap = 5 * scale  # between names: two side by side would read as one
+        taken.append((cx - half_width - gap, cy - half_height - 1, cx + half_width + gap, cy + half_height + 1))
+        lines += _dots((x, y), (cx, cy), 1)
         _lead(axes, (x, y), (cx, cy), half_width, half_height, scale)
 
 
@@ -261,6 +271,13 @@ def _lead(
     if math.dist(start, end) > 12 * scale:
         ends = axes.transData.inverted().transform([start, end])
         axes.plot(ends[:, 0], ends[:, 1], color="#9aa0aa", linewidth=0.7, zorder=3, scalex=False, scaley=False)
+
+
+def _dots(start: tuple[float, float], end: tuple[float, float], radius: float) -> list[Box]:
+    """Return a line as a row of small boxes."""
+    shares = [i / 11 for i in range(12)]
+    middles = [(start[0] + (end[0] - start[0]) * share, start[1] + (end[1] - start[1]) * share) for share in shares]
+    return [(x - radius, y - radius, x + radius, y + radius) for x, y in middles]
 
 
 def _inflate(extent: Any, by: float) -> Box:
