@@ -212,7 +212,7 @@ def test_import_of_a_damaged_library(tmp_path):
 def test_import_loads_no_heavy_package_and_is_quicker_than_torch():
     program = """
 import sys, time
-heavy = {"matplotlib", "optuna", "pandas", "pyarrow", "rich", "sklearn", "typer"}
+heavy = {"jax", "matplotlib", "optuna", "pandas", "pyarrow", "rich", "sklearn", "typer"}
 start = time.perf_counter(); import torch
 middle = time.perf_counter(); before = set(sys.modules); import torchintro
 end = time.perf_counter()
