@@ -10,7 +10,7 @@
 
 namespace torchintro::cpu {
 
-constexpr int64_t kScratchAlignment = alignof(double);
+constexpr int64_t kScratchAlignment = 64;
 
 enum class DType { Float64, Float32, BFloat16, Float16 };
 
@@ -51,7 +51,6 @@ struct FewOutputs {
 using FewOutputsKernel =
     void (*)(const FewOutputs&, int64_t row_begin, int64_t row_end, double* partial, void* scratch);
 
-constexpr int64_t kScratchAlignment = 64;
 constexpr int64_t kMaximumFewOutputs = 64;
 constexpr int64_t kMaximumLanes = 16;
 
