@@ -65,8 +65,8 @@ def run_here(program: str) -> subprocess.CompletedProcess[str]:
 
 
 # After a fork. OpenMP's threads do not survive it: once a parent had some, a child that asks for several waits for them
-# for ever, be it in an operator of torch's or in this one. So a child has to ask for one, as DataLoader's workers do; work
-# that is too small for a second thread never asks.
+# for ever, be it in an operator of torch's or in this one. So a child has to ask for one, as DataLoader's workers do;
+# work that is too small for a second thread never asks.
 
 
 def ends_well(pid: int, seconds: float) -> bool:

@@ -28,6 +28,7 @@ struct FewOutputsProblem {
   bool wants_input = true;
   bool wants_weight = true;
   bool wants_target = true;
+  bool past_caches = false;
 
   int64_t sums() const {
     return 1 + outputs + (wants_weight ? outputs * features : 0);
@@ -37,7 +38,8 @@ struct FewOutputsProblem {
         std::to_string(rows) + " x " + std::to_string(features) + " -> " + std::to_string(outputs) +
         strides_text("input", input) + strides_text("target", target) + strides_text("weight", weight) +
         (linear_bias.present() ? ", bias" : "") + ", gradients:" + (wants_input ? " input" : "") +
-        (wants_weight ? " linear_weight" : "") + (wants_target ? " target" : "");
+        (wants_weight ? " linear_weight" : "") + (wants_target ? " target" : "") +
+        (past_caches ? ", past the caches" : "");
   }
 };
 
@@ -76,6 +78,7 @@ inline cpu::FewOutputs call_few_outputs(const FewOutputsProblem& p, const FewOut
   call.grad_input = p.wants_input ? results.grad_input.data() : nullptr;
   call.grad_target = p.wants_target ? results.grad_target.data() : nullptr;
   call.wants_weight_gradient = p.wants_weight;
+  call.past_caches = p.past_caches;
   return call;
 }
 
@@ -129,9 +132,9 @@ inline FewOutputsProblem draw_few_outputs_problem(
   p.outputs = outputs;
   const DType accumulator = accumulator_of(input_type);
   p.input = draw_matrix(random, input_type, rows, features);
-  p.linear_weight = draw_matrix(random, accumulator, contiguous(outputs, features), draw_offset(random, accumulator));
+  p.linear_weight = draw_matrix(random, accumulator, contiguous(outputs, features), draw_place(random, accumulator));
   if (random.coin()) {
-    p.linear_bias = draw_matrix(random, accumulator, contiguous(1, outputs), draw_offset(random, accumulator));
+    p.linear_bias = draw_matrix(random, accumulator, contiguous(1, outputs), draw_place(random, accumulator));
   }
   p.target = draw_matrix(random, target_type, rows, outputs);
   if (random.coin()) {
@@ -143,6 +146,7 @@ inline FewOutputsProblem draw_few_outputs_problem(
   p.wants_input = random.coin();
   p.wants_weight = !random.one_in(3);
   p.wants_target = random.one_in(3);
+  p.past_caches = random.coin();
   if (random.one_in(8)) {
     draw_special(random, {&p.input, &p.linear_weight, &p.linear_bias, &p.target, &p.weight});
   }
@@ -163,7 +167,7 @@ inline FewOutputsProblem draw_few_outputs_problem(Random& random) {
 inline void move(Random& random, FewOutputsProblem& p) {
   for (Matrix* matrix : {&p.input, &p.linear_weight, &p.linear_bias, &p.target, &p.weight}) {
     if (matrix->present()) {
-      matrix->memory = matrix->memory.copy(draw_offset(random, matrix->dtype));
+      matrix->memory = matrix->memory.copy(draw_place(random, matrix->dtype));
     }
   }
 }

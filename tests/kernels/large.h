@@ -70,7 +70,7 @@ inline void check_large_few_outputs(cpu::Level level, DType input_type, DType ta
   p.features = 5;
   p.outputs = 2;
   p.input = draw_matrix(random, input_type, kLast, 5);
-  p.linear_weight = draw_matrix(random, accumulator_of(input_type), contiguous(2, 5), 0);
+  p.linear_weight = draw_matrix(random, accumulator_of(input_type), contiguous(2, 5), Place());
   p.target = draw_matrix(random, target_type, kLast, 2);
   p.weight = draw_matrix(random, target_type, kLast, 2);
   FewOutputsResults results(random, p);
@@ -103,7 +103,7 @@ inline void check_large_residual(cpu::Level level, DType input_type, DType targe
   p.target_type = target_type;
   p.rows = kLast;
   p.outputs = 5;
-  p.prediction = draw_matrix(random, input_type, contiguous(kLast, 5), 0);
+  p.prediction = draw_matrix(random, input_type, contiguous(kLast, 5), Place());
   p.target = draw_matrix(random, target_type, kLast, 5);
   p.weight = draw_matrix(random, target_type, kLast, 5);
   ResidualResults results(random, p);

@@ -4,6 +4,8 @@
 #include "formats.h"
 
 #include <sanitizer/asan_interface.h>
+#include <sys/mman.h>
+#include <unistd.h>
 #include <cstdlib>
 #include <initializer_list>
 #include <iterator>
@@ -66,9 +68,17 @@ class Random {
   uint64_t state_;
 };
 
-// `before` + `bytes` + `after` bytes, and not one more: AddressSanitizer sees every access behind the last one. `before`
-// shifts the alignment; those bytes and the ones after are compared with what they were filled with, and the ones before
-// are forbidden to AddressSanitizer as well (in whole groups of eight).
+// Where memory lies. On the heap, AddressSanitizer sees every access outside, but for masked vector instructions, which the
+// compiler does not instrument. Beside a page that may not be touched, the processor stops those as well.
+enum class Guard { Heap, PageBefore, PageAfter };
+
+struct Place {
+  int64_t before = 0; // bytes in front, which shift the alignment
+  Guard guard = Guard::Heap;
+};
+
+// `before` + `bytes` + `after` bytes, and not one more. Those in front and behind are compared with what they were filled
+// with, and the ones in front are forbidden to AddressSanitizer as well (in whole groups of eight).
 class Buffer {
  public:
   static constexpr unsigned char kNan = 0xff; // in every format: for what may not be read
@@ -76,14 +86,28 @@ class Buffer {
   static constexpr int64_t kAlignment = 64;
 
   Buffer() = default;
-  Buffer(int64_t bytes, unsigned char fill, int64_t before = 0, int64_t after = 0)
-      : bytes_(bytes), before_(before), after_(after), fill_(fill) {
+  Buffer(int64_t bytes, unsigned char fill, Place place = {}, int64_t after = 0)
+      : bytes_(bytes), before_(place.before), after_(after), fill_(fill) {
+    const auto total = static_cast<size_t>(before_ + bytes + after);
     void* memory = nullptr;
-    if (posix_memalign(&memory, kAlignment, static_cast<size_t>(before + bytes + after)) != 0) {
-      throw std::bad_alloc();
+    if (place.guard == Guard::Heap) {
+      if (posix_memalign(&memory, kAlignment, total) != 0) {
+        throw std::bad_alloc();
+      }
+      memory_ = {static_cast<unsigned char*>(memory), Free{nullptr, 0}};
+    } else {
+      const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+      const size_t inside = (total + page - 1) / page * page;
+      memory = mmap(nullptr, inside + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (memory == MAP_FAILED) {
+        throw std::bad_alloc();
+      }
+      auto* base = static_cast<unsigned char*>(memory);
+      const bool after_page = place.guard == Guard::PageBefore;
+      mprotect(after_page ? base : base + inside, page, PROT_NONE);
+      memory_ = {after_page ? base + page : base + inside - total, Free{base, inside + page}};
     }
-    memory_.reset(static_cast<unsigned char*>(memory));
-    std::memset(memory_.get(), fill, static_cast<size_t>(before + bytes + after));
+    std::memset(memory_.get(), fill, total);
     forbid_before();
   }
 
@@ -98,8 +122,8 @@ class Buffer {
   }
 
   // The same values elsewhere, the last `fewer` bytes cut off.
-  Buffer copy(int64_t before, int64_t fewer = 0) const {
-    Buffer other(bytes_ - fewer, fill_, before, after_);
+  Buffer copy(Place place, int64_t fewer = 0) const {
+    Buffer other(bytes_ - fewer, fill_, place, after_);
     std::memcpy(other.data(), data(), static_cast<size_t>(bytes_ - fewer));
     return other;
   }
@@ -126,8 +150,14 @@ class Buffer {
     ASAN_POISON_MEMORY_REGION(memory_.get(), static_cast<size_t>(before_ / 8 * 8));
   }
   struct Free {
+    unsigned char* base; // of pages; null for the heap's
+    size_t size;
     void operator()(unsigned char* memory) const {
-      std::free(memory);
+      if (base == nullptr) {
+        std::free(memory);
+      } else {
+        munmap(base, size);
+      }
     }
   };
   std::unique_ptr<unsigned char, Free> memory_;
@@ -137,9 +167,19 @@ class Buffer {
   unsigned char fill_ = 0;
 };
 
-// Where a tensor starts: half the time on a border of 64 bytes, else off it by some elements.
-inline int64_t draw_offset(Random& random, DType dtype) {
-  return random.coin() ? 0 : random.between(1, 2 * Buffer::kAlignment / bytes_of(dtype)) * bytes_of(dtype);
+// Where a tensor lies: beside a forbidden page, or on the heap, half the time off a border of 64 bytes by some elements.
+inline Place draw_place(Random& random, DType dtype) {
+  switch (random.between(0, 5)) {
+    case 0:
+      return {0, Guard::PageBefore};
+    case 1:
+      return {0, Guard::PageAfter};
+    case 2:
+    case 3:
+      return {0, Guard::Heap};
+    default:
+      return {random.between(1, 2 * Buffer::kAlignment / bytes_of(dtype)) * bytes_of(dtype), Guard::Heap};
+  }
 }
 
 // Absent, or the same bytes.
@@ -153,7 +193,9 @@ inline bool same_bits(const std::vector<double>& a, const std::vector<double>& b
 
 // An output of `count` elements, watched on both sides.
 inline Buffer draw_output(Random& random, DType dtype, int64_t count) {
-  return {count * bytes_of(dtype), Buffer::kMark, draw_offset(random, dtype), random.coin() ? 0 : Buffer::kAlignment};
+  const Place place = draw_place(random, dtype);
+  const bool exact = place.guard == Guard::PageAfter || random.coin();
+  return {count * bytes_of(dtype), Buffer::kMark, place, exact ? 0 : Buffer::kAlignment};
 }
 
 // Strides in elements.
@@ -251,8 +293,8 @@ struct Matrix {
   }
 };
 
-inline Matrix draw_matrix(Random& random, DType dtype, const Layout& layout, int64_t before) {
-  Matrix matrix{dtype, layout, Buffer(layout.extent() * bytes_of(dtype), Buffer::kNan, before), {}};
+inline Matrix draw_matrix(Random& random, DType dtype, const Layout& layout, Place place) {
+  Matrix matrix{dtype, layout, Buffer(layout.extent() * bytes_of(dtype), Buffer::kNan, place), {}};
   for (int64_t row = 0; row < layout.rows; ++row) {
     for (int64_t column = 0; column < layout.columns; ++column) {
       write(dtype, matrix.element(row, column), random.value());
@@ -263,7 +305,7 @@ inline Matrix draw_matrix(Random& random, DType dtype, const Layout& layout, int
 }
 
 inline Matrix draw_matrix(Random& random, DType dtype, int64_t rows, int64_t columns) {
-  return draw_matrix(random, dtype, draw_layout(random, rows, columns), draw_offset(random, dtype));
+  return draw_matrix(random, dtype, draw_layout(random, rows, columns), draw_place(random, dtype));
 }
 
 // Weights per element or, expanded over the outputs, per row.
@@ -272,7 +314,7 @@ inline Matrix draw_weight(Random& random, DType dtype, int64_t rows, int64_t col
   if (random.coin()) {
     layout = {rows, columns, random.between(0, 3), 0};
   }
-  return draw_matrix(random, dtype, layout, draw_offset(random, dtype));
+  return draw_matrix(random, dtype, layout, draw_place(random, dtype));
 }
 
 } // namespace torchintro::fuzz

@@ -36,7 +36,7 @@ struct ResidualResults {
   std::vector<double> sums; // of all blocks
 
   ResidualResults(Random& random, const ResidualProblem& p)
-      : prediction(p.prediction.memory.copy(draw_offset(random, p.input_type))) {
+      : prediction(p.prediction.memory.copy(draw_place(random, p.input_type))) {
     if (p.wants_target) {
       grad_target = draw_output(random, p.target_type, p.rows * p.outputs);
     }
@@ -68,7 +68,7 @@ inline ResidualProblem draw_residual_problem(
   p.target_type = target_type;
   p.rows = rows;
   p.outputs = outputs;
-  p.prediction = draw_matrix(random, input_type, contiguous(rows, outputs), 0);
+  p.prediction = draw_matrix(random, input_type, contiguous(rows, outputs), Place());
   p.target = draw_matrix(random, target_type, rows, outputs);
   if (random.coin()) {
     p.weight = draw_weight(random, target_type, rows, outputs);
@@ -94,7 +94,7 @@ inline ResidualProblem draw_residual_problem(Random& random) {
 inline void move(Random& random, ResidualProblem& p) {
   for (Matrix* matrix : {&p.prediction, &p.target, &p.weight}) {
     if (matrix->present()) {
-      matrix->memory = matrix->memory.copy(draw_offset(random, matrix->dtype));
+      matrix->memory = matrix->memory.copy(draw_place(random, matrix->dtype));
     }
   }
 }
