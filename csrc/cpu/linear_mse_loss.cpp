@@ -1,6 +1,7 @@
 // CPU: registration and the choice of regime. The arithmetic is in cpu/kernels/.
 #include "cpu/few_outputs.h"
 #include "cpu/many_outputs.h"
+#include "cpu/regime.h"
 #include "loss_per_element.h"
 
 #include <torch/library.h>
@@ -8,19 +9,11 @@
 namespace torchintro {
 namespace {
 
-// Up to here one pass of our kernel over the input, beyond it matrix products. Where the border should lie depends on the
-// shape and is not settled: of two cases with 16 outputs, 65536 x 1024 in float32 is 1.3 times as fast as eager, and
-// 65536 x 64 in bfloat16 half as fast (benchmarks/results).
-constexpr int64_t kFewOutputs = 64;
-
 std::tuple<at::Tensor, std::array<at::Tensor, 4>> loss_and_gradients(const Problem& p) {
   if (p.rows == 0 || p.out_features == 0) {
     return results_of_nothing(p);
   }
-  if (p.out_features <= kFewOutputs) {
-    return cpu::few_outputs(p);
-  }
-  return cpu::many_outputs(p);
+  return cpu::choose_regime(p) == cpu::Regime::FewOutputs ? cpu::few_outputs(p) : cpu::many_outputs(p);
 }
 
 at::Tensor linear_mse_loss_cpu(

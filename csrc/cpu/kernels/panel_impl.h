@@ -143,7 +143,9 @@ TORCHINTRO_FUNCTION void store_by_rows(
     for (; row + L <= rows; row += L) {
       Memory<T>::store(to + row, scale * Memory<A>::load(from + row));
     }
-    store_first<T>(to + row, scale * Memory<A>::load(from + row), rows - row);
+    if (row < rows) {
+      store_first<T>(to + row, scale * Memory<A>::load(from + row), rows - row);
+    }
     return;
   }
   for (int64_t row = 0; row < rows; row += L) {
