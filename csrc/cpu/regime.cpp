@@ -21,7 +21,9 @@ struct Border {
 };
 constexpr Border kBorders[] = {
     {16384, 64, 131072}, // 65536 x 1024 -> 64: 1.20 against 1.08;  x 4096 -> 32: 1.28 against 1.04, -> 64: 0.97
-    {1024, 32, 131072}, // 4096 x 1024 -> 32: 1.11 against 1.03, -> 48: 0.99 against 1.09;  1024 x 256 -> 32: 1.46 against 1.47
+    {1024,
+     32,
+     131072}, // 4096 x 1024 -> 32: 1.11 against 1.03, -> 48: 0.99 against 1.09;  1024 x 256 -> 32: 1.46 against 1.47
     {256, 16, 131072}, // 256 x 1024 -> 16: 1.49 against 1.41, -> 32: 1.18 against 1.34
 };
 static_assert(kBorders[0].outputs <= kMaximumFewOutputs);
