@@ -129,19 +129,23 @@ def expanded(tensor: Tensor) -> Tensor:
     return tensor[:1].expand_as(tensor)
 
 
+def term_sums(problem: Problem, upstream: float = 1.0) -> dict[str, Tensor]:
+    """Add up the absolute values of what each result is the sum of: the formula on them, with the target negated."""
+    absolute = problem.map(lambda tensor: tensor.double().abs())
+    return replace(absolute, target=-absolute.target).results(reference.linear_mse_loss, abs(upstream))
+
+
 def assert_as_exact_as_eager(problem: Problem, *, upstream: float = 0.7, operator: Operator = linear_mse_loss) -> None:
     """Compare with float64: no error may be larger than a small multiple of eager PyTorch's in the same dtype.
 
     The bound has a second term, for what eager happens to hit exactly: a few roundings of every term of the sums that
-    make a result, before anything cancels. The same formula on absolute values, with the target negated, adds them up.
+    make a result, before anything cancels.
     """
     ours = problem.results(operator, upstream)
     # Side by side in memory: with AMX, eager's 16-bit products of torch 2.13 are NaN where NaN lies between the rows.
     eager = problem.map(Tensor.contiguous).results(reference.linear_mse_loss, upstream)
-    double = problem.map(Tensor.double)
-    exact = double.results(reference.linear_mse_loss, upstream)
-    absolute = double.map(Tensor.abs)
-    terms = replace(absolute, target=-absolute.target).results(reference.linear_mse_loss, abs(upstream))
+    exact = problem.map(Tensor.double).results(reference.linear_mse_loss, upstream)
+    terms = term_sums(problem, upstream)
     assert ours.keys() == eager.keys() == exact.keys()
     for name, value in ours.items():
         assert value.shape == exact[name].shape, name

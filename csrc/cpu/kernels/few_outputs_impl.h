@@ -64,45 +64,46 @@ TORCHINTRO_INLINE void load_operand(
       to_stride);
 }
 
-template <typename A>
 using Doubles = Vector<double>;
+typedef float HalfOfFloats __attribute__((vector_size(TORCHINTRO_VECTOR_BYTES / 2))); // as many as Doubles has
 
-// sum += v r^2 in float64
+// squares += v r^2 and sum += v r, in float64
 template <typename A>
-TORCHINTRO_INLINE void add_squares(Doubles<A>& sum, Vector<A> difference, Vector<A> weighted) {
+TORCHINTRO_INLINE void add_residuals(Doubles& squares, Doubles& sum, Vector<A> difference, Vector<A> weighted) {
   if constexpr (sizeof(A) == 8) {
-    sum += difference * weighted;
+    squares += difference * weighted;
+    sum += weighted;
   } else {
-    constexpr int64_t half = kLanes<double>;
-    typedef float Half __attribute__((vector_size(half * 4)));
-    Half d[2], w[2];
+    HalfOfFloats d[2], w[2];
     __builtin_memcpy(d, &difference, sizeof(d));
     __builtin_memcpy(w, &weighted, sizeof(w));
     for (int64_t i = 0; i < 2; ++i) {
-      sum += __builtin_convertvector(d[i], Doubles<A>) * __builtin_convertvector(w[i], Doubles<A>);
+      const Doubles wide = __builtin_convertvector(w[i], Doubles);
+      squares += __builtin_convertvector(d[i], Doubles) * wide;
+      sum += wide;
     }
   }
 }
 
-// p -> g for `rows` rows of a panel, zeros in the rows behind them; the loss and db are added to `loss` and `db`.
+// p (+ bias, where given) -> g for `rows` rows of a panel, zeros in the rows behind them; the loss and db are added to `loss` and `db`.
 template <typename A>
 TORCHINTRO_FUNCTION void residuals(
     const FewOutputs& a,
     const Scratch<A>& s,
+    const A* bias,
     int64_t rows,
     int64_t padded_rows,
     int64_t panel,
-    Doubles<A>& loss,
+    Doubles& loss,
     double* db) {
   constexpr int64_t L = kLanes<A>;
-  const A* bias = static_cast<const A*>(a.linear_bias);
   const A scale = static_cast<A>(a.residual_scale);
   const bool weighted = a.weight.data != nullptr;
   const int64_t v_stride = a.weight.column_stride == 0 ? 0 : panel;
-  Doubles<A> squares{};
+  Doubles squares{};
   for (int64_t o = 0; o < a.out_features; ++o) {
     const A b = bias ? bias[o] : A(0);
-    Vector<A> sum{};
+    Doubles sum{};
     for (int64_t r = 0; r < padded_rows; r += L) {
       A* p = s.p + o * panel + r;
       Vector<A> difference = Memory<A>::load(p) + b - Memory<A>::load(s.t + o * panel + r);
@@ -112,12 +113,10 @@ TORCHINTRO_FUNCTION void residuals(
         difference = keep<A>(difference, mask);
         product = keep<A>(product, mask);
       }
-      add_squares<A>(squares, difference, product);
-      const Vector<A> g = product * scale;
-      sum += g;
-      Memory<A>::store(p, g);
+      add_residuals<A>(squares, sum, difference, product);
+      Memory<A>::store(p, product * scale);
     }
-    db[o] += sum_lanes<A>(sum);
+    db[o] += a.residual_scale * sum_lanes<double>(sum);
   }
   loss += squares;
 }
@@ -175,9 +174,10 @@ TORCHINTRO_TARGET void few_outputs(
   const int64_t run_rows = narrow ? kNarrowRunRows : kWideRunRows;
   const auto s = Scratch<A>::lay_out(a, panel, narrow, scratch);
   const A* w = static_cast<const A*>(a.linear_weight);
+  const A* bias = static_cast<const A*>(a.linear_bias);
   double* sums = partial + 1 + outputs;
   set_zero(partial, 1 + outputs);
-  Doubles<A> loss{};
+  Doubles loss{};
   int64_t run = 0; // rows in dw
   bool fresh = true; // nothing is in sums yet
 
@@ -190,7 +190,7 @@ TORCHINTRO_TARGET void few_outputs(
     const T* x = static_cast<const T*>(a.input.data) + row * a.input.row_stride;
     if (narrow) {
       load_operand<T>(a.input, row, row_end, rows, padded_rows, features, s.x, panel);
-      narrow_predict<A>(s.x, w, features, outputs, padded_rows, panel, s.p);
+      narrow_predict<A>(s.x, w, bias, features, outputs, padded_rows, panel, s.p);
     } else if (direct) {
       wide_predict<T>(x, a.input.row_stride, rows, w, features, outputs, ahead, panel, s.p);
     } else {
@@ -204,7 +204,7 @@ TORCHINTRO_TARGET void few_outputs(
       load_operand<U>(
           a.weight, row, row_end, rows, residual_rows, a.weight.column_stride == 0 ? 1 : outputs, s.v, panel);
     }
-    residuals<A>(a, s, rows, narrow ? padded_rows : residual_rows, panel, loss, partial + 1);
+    residuals<A>(a, s, narrow ? nullptr : bias, rows, narrow ? padded_rows : residual_rows, panel, loss, partial + 1);
     if (a.grad_target) {
       U* to = static_cast<U*>(a.grad_target) + row * outputs;
       store_by_rows<U>(s.p, panel, rows, outputs, static_cast<A>(a.target_scale), to);

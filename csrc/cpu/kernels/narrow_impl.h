@@ -13,10 +13,15 @@ constexpr int64_t kNarrowTileOutputs = 4;
 
 template <typename A, int64_t Q>
 TORCHINTRO_INLINE void narrow_predict_tile(
-    const A* xt, const A* w, int64_t features, int64_t rows, int64_t panel, A* p) {
+    const A* xt, const A* w, const A* bias, int64_t features, int64_t rows, int64_t panel, A* p) {
   constexpr int64_t L = kLanes<A>, R = kNarrowTileRows;
   for (int64_t row = 0; row < rows; row += R * L) {
-    Vector<A> sum[Q][R] = {};
+    Vector<A> sum[Q][R];
+    for (int64_t q = 0; q < Q; ++q) {
+      for (int64_t r = 0; r < R; ++r) {
+        sum[q][r] = Vector<A>{} + (bias ? bias[q] : A(0));
+      }
+    }
     for (int64_t d = 0; d < features; ++d) {
       Vector<A> x[R];
       for (int64_t r = 0; r < R; ++r) {
@@ -36,17 +41,26 @@ TORCHINTRO_INLINE void narrow_predict_tile(
   }
 }
 
-// p[o][r] = sum_d w[o][d] xt[d][r]
+// p[o][r] = b[o] + sum_d w[o][d] xt[d][r], the bias first: it costs no rounding of its own
 template <typename A>
 TORCHINTRO_FUNCTION void narrow_predict(
-    const A* xt, const A* w, int64_t features, int64_t outputs, int64_t rows, int64_t panel, A* p) {
+    const A* xt,
+    const A* w,
+    const A* bias,
+    int64_t features,
+    int64_t outputs,
+    int64_t rows,
+    int64_t panel,
+    A* p) {
   constexpr int64_t Q = kNarrowTileOutputs;
   int64_t o = 0;
   for (; o + Q <= outputs; o += Q) {
-    narrow_predict_tile<A, Q>(xt, w + o * features, features, rows, panel, p + o * panel);
+    narrow_predict_tile<A, Q>(
+        xt, w + o * features, bias ? bias + o : nullptr, features, rows, panel, p + o * panel);
   }
   for (; o < outputs; ++o) {
-    narrow_predict_tile<A, 1>(xt, w + o * features, features, rows, panel, p + o * panel);
+    narrow_predict_tile<A, 1>(
+        xt, w + o * features, bias ? bias + o : nullptr, features, rows, panel, p + o * panel);
   }
 }
 
