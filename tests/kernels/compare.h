@@ -79,8 +79,38 @@ inline void check_value(
   }
 }
 
-// A result contiguous in `memory`, of which the rows from `begin` on that `expected` has were computed: these are right, and
-// the others were left alone.
+// The columns that a result has in a matrix whose rows, of `row` elements, lie side by side.
+struct Tile {
+  int64_t row;
+  int64_t first;
+};
+
+// A result in `memory`, of which the rows from `begin` on that `expected` has were computed: these are right, and everything
+// beside them was left alone.
+inline void check_rows(
+    const char* name,
+    const Buffer& memory,
+    DType dtype,
+    int64_t begin,
+    const Expected& expected,
+    int64_t terms,
+    double rounding,
+    Tile tile) {
+  const int64_t bytes = bytes_of(dtype);
+  memory.check_guards(name);
+  int64_t checked = 0;
+  for (int64_t row = 0; row < expected.rows(); ++row) {
+    const int64_t first = ((begin + row) * tile.row + tile.first) * bytes;
+    memory.check_untouched(name, checked, first);
+    checked = first + expected.columns() * bytes;
+    for (int64_t column = 0; column < expected.columns(); ++column) {
+      const Sum& sum = expected.at(row, column);
+      const double value = read(dtype, memory.data() + first + column * bytes);
+      check_value(name, begin + row, column, value, sum.value, sum.tolerance(terms, rounding), dtype);
+    }
+  }
+  memory.check_untouched(name, checked, memory.bytes());
+}
 inline void check_rows(
     const char* name,
     const Buffer& memory,
@@ -89,17 +119,7 @@ inline void check_rows(
     const Expected& expected,
     int64_t terms,
     double rounding) {
-  const int64_t row_bytes = expected.columns() * bytes_of(dtype);
-  memory.check_guards(name);
-  memory.check_untouched(name, 0, begin * row_bytes);
-  memory.check_untouched(name, (begin + expected.rows()) * row_bytes, memory.bytes());
-  for (int64_t row = 0; row < expected.rows(); ++row) {
-    for (int64_t column = 0; column < expected.columns(); ++column) {
-      const Sum& sum = expected.at(row, column);
-      const double value = read(dtype, memory.data() + (begin + row) * row_bytes + column * bytes_of(dtype));
-      check_value(name, begin + row, column, value, sum.value, sum.tolerance(terms, rounding), dtype);
-    }
-  }
+  check_rows(name, memory, dtype, begin, expected, terms, rounding, {expected.columns(), 0});
 }
 
 // Sums in double, from `sums` on.

@@ -6,6 +6,7 @@
 #include "large.h"
 #include "residual.h"
 #include "self_test.h"
+#include "sums.h"
 
 #include <cinttypes>
 #include <csignal>
@@ -104,6 +105,23 @@ void fuzz(Random& random, Problem problem) {
   }
 }
 
+void fuzz(Random& random, const AddUpProblem& problem) {
+  const char* level_name = "";
+  try {
+    for (const Level level : levels()) {
+      level_name = cpu::level_name(level);
+      // The target's dtype makes no difference, but has a table of its own.
+      for (const auto& [input_type, target_type] : kDtypePairs) {
+        if (input_type == problem.type) {
+          check_add_up(problem, run_add_up(random, problem, cpu::find_kernels(input_type, target_type, level).add_up));
+        }
+      }
+    }
+  } catch (const Failure& failure) {
+    throw Failure(problem.text() + " at " + level_name + ": " + failure.what());
+  }
+}
+
 // What to print when a sanitizer, or the processor, ends the program.
 char current[100] = "";
 
@@ -132,27 +150,36 @@ void fuzz_round(uint64_t seed, int64_t round) {
   Random random(seed * 0x2545f4914f6cdd1du + static_cast<uint64_t>(round));
   if (random.one_in(4)) {
     fuzz(random, draw_residual_problem(random));
+  } else if (random.one_in(10)) {
+    fuzz(random, draw_add_up_problem(random, draw_dtypes(random).input));
   } else {
     fuzz(random, draw_few_outputs_problem(random));
   }
 }
 
-// Every 16-bit number through the residual kernel: as a prediction, whose g (with zeros as targets) goes unscaled into a
+// Every 16-bit number through the residual kernel: as a product, whose g (with zeros as targets) goes unscaled into a
 // float32 target gradient, and as what the halfway point above it, and its neighbours, are rounded to.
 void check_conversions(Level level) {
   for (const DType dtype : {DType::BFloat16, DType::Float16}) {
     const Format format = format_of(dtype);
     const auto kernel = cpu::find_kernels(dtype, DType::Float32, level).residual;
-    const auto run = [&](const std::vector<double>& predictions, const std::vector<double>& targets, Buffer& residual) {
-      const auto count = static_cast<int64_t>(predictions.size());
+    const auto run = [&](const std::vector<double>& products, const std::vector<double>& targets, Buffer& residual) {
+      const auto count = static_cast<int64_t>(products.size());
       Buffer target(count * 4, Buffer::kNan);
       Buffer gradient(count * 4, Buffer::kMark);
       residual = Buffer(count * 2, Buffer::kMark);
       for (int64_t i = 0; i < count; ++i) {
-        write(dtype, residual.data() + 2 * i, predictions[static_cast<size_t>(i)]);
+        write(dtype, residual.data() + 2 * i, products[static_cast<size_t>(i)]);
         write(DType::Float32, target.data() + 4 * i, targets[static_cast<size_t>(i)]);
       }
-      cpu::Residual call{residual.data(), {target.data(), count, 1}, {}, count, 1, 1, gradient.data(), true, false};
+      cpu::Residual call{};
+      call.product = residual.data();
+      call.target = {target.data(), count, 1};
+      call.outputs = count;
+      call.residual_scale = call.target_scale = 1;
+      call.grad_target = gradient.data();
+      call.grad_target_row_stride = count;
+      call.wants_residual = true;
       double loss = 0;
       const Buffer scratch(residual_scratch_bytes(call), Buffer::kNan);
       kernel(call, 0, 1, &loss, scratch.data());
@@ -278,6 +305,92 @@ void self_test_memory(SelfTest& test, Level level, const FewOutputsProblem& p) {
 #endif
 }
 
+void self_test_tiles(SelfTest& test, Level level, DType dtype) {
+  const std::string at = std::string(" at ") + cpu::level_name(level);
+  Random random(1);
+  ResidualProblem p = draw_residual_problem(random, dtype, dtype, 33, 17);
+  const DType accumulator = accumulator_of(dtype);
+  p.linear_bias = draw_matrix(random, accumulator, contiguous(1, 17), Place());
+  p.wants_residual = p.wants_bias = p.wants_target = true;
+  p.target_tile = {20, 2};
+  const Blocks blocks(random, 0, p.rows);
+  const auto good = [&] { return run(random, p, level, blocks); };
+  check(p, good(), 0, p.rows);
+  test.must_notice("a tile of the target's gradient one column too far" + at, [&] {
+    const auto results = good();
+    p.target_tile.first = 1;
+    check(p, results, 0, p.rows);
+  });
+  test.must_notice("a write between the rows of a tile" + at, [&] {
+    const auto results = good();
+    results.grad_target.data()[(4 * 20 + 2 + 17) * bytes_of(dtype)] ^= 1;
+    check(p, results, 0, p.rows);
+  });
+  test.must_notice("no bias" + at, [&] {
+    ResidualProblem without = draw_residual_problem(random, dtype, dtype, 1, 1);
+    std::swap(without.linear_bias, p.linear_bias);
+    p.linear_bias = Matrix();
+    const auto results = good();
+    std::swap(without.linear_bias, p.linear_bias);
+    check(p, results, 0, p.rows);
+  });
+  test.must_notice("a bias too short" + at, [&] {
+    p.linear_bias.memory = p.linear_bias.memory.copy({0, Guard::PageAfter}, bytes_of(accumulator));
+    good();
+  });
+}
+
+void self_test_add_up(SelfTest& test, Level level, DType dtype) {
+  const std::string at = std::string(" at ") + cpu::level_name(level);
+  Random random(1);
+  AddUpProblem p = draw_add_up_problem(random, dtype);
+  p.blocks = 2;
+  p.begin = 3;
+  p.end = 3 + 37;
+  p.stride = 41;
+  p.scale = 1;
+  for (double& sum : p.sums = std::vector<double>(static_cast<size_t>(p.blocks * p.stride))) {
+    sum = random.uniform(1, 2);
+  }
+  struct More {
+    int64_t blocks, stride, begin, end;
+  };
+  const auto kernel = cpu::find_kernels(dtype, dtype, level).add_up;
+  const auto run_with = [&](const More& more) {
+    for (int i = 0; i < 10; ++i) { // in every kind of place
+      check_add_up(
+          p,
+          run_add_up(
+              random,
+              p,
+              [&](const double* sums,
+                  int64_t blocks,
+                  int64_t stride,
+                  int64_t begin,
+                  int64_t end,
+                  double scale,
+                  void* gradient) {
+                kernel(
+                    sums,
+                    blocks + more.blocks,
+                    stride + more.stride,
+                    begin + more.begin,
+                    end + more.end,
+                    scale,
+                    gradient);
+              }));
+    }
+  };
+  run_with({0, 0, 0, 0});
+  test.must_notice("a block's sums left out" + at, [&] { run_with({-1, 0, 0, 0}); });
+  test.must_notice("a block's sums too many" + at, [&] { run_with({1, 0, 0, 0}); });
+  test.must_notice("the sums beside a block's" + at, [&] { run_with({0, -1, 0, 0}); });
+  test.must_notice("a first sum left out" + at, [&] { run_with({0, 0, 1, 0}); });
+  test.must_notice("a last sum left out" + at, [&] { run_with({0, 0, 0, -1}); });
+  test.must_notice("a sum in front" + at, [&] { run_with({0, 0, -1, 0}); });
+  test.must_notice("a sum behind" + at, [&] { run_with({0, 0, 0, 1}); });
+}
+
 int self_test() {
   SelfTest test;
   for (const Level level : levels()) {
@@ -290,6 +403,8 @@ int self_test() {
       p.wants_input = p.wants_weight = p.wants_target = true;
       self_test_values(test, level, p);
       self_test_memory(test, level, p);
+      self_test_tiles(test, level, dtype);
+      self_test_add_up(test, level, dtype);
     }
   }
   return test.result();

@@ -103,18 +103,20 @@ inline void check_large_residual(cpu::Level level, DType input_type, DType targe
   p.target_type = target_type;
   p.rows = kLast;
   p.outputs = 5;
-  p.prediction = draw_matrix(random, input_type, contiguous(kLast, 5), Place());
+  p.target_tile = {5, 0};
+  p.product = draw_matrix(random, input_type, contiguous(kLast, 5), Place());
+  p.linear_bias = draw_matrix(random, accumulator_of(input_type), contiguous(1, 5), Place());
   p.target = draw_matrix(random, target_type, kLast, 5);
   p.weight = draw_matrix(random, target_type, kLast, 5);
   ResidualResults results(random, p);
   results.sums.resize(static_cast<size_t>(p.sums()));
 
-  const LargeMatrix prediction(p.prediction, kRows, false);
+  const LargeMatrix product(p.product, kRows, false);
   const LargeMatrix target(p.target, kRows, transposed);
   const LargeMatrix weight(p.weight, kRows, transposed);
   const AddressSpace grad_target(kRows * 5 * bytes_of(target_type));
   cpu::Residual call = call_residual(p, results);
-  call.prediction = prediction.memory.data();
+  call.product = product.memory.data();
   call.target = target.strided();
   call.weight = weight.strided();
   call.grad_target = grad_target.data();
@@ -122,7 +124,7 @@ inline void check_large_residual(cpu::Level level, DType input_type, DType targe
   cpu::find_kernels(input_type, target_type, level)
       .residual(call, kRows - kLast, kRows, results.sums.data(), scratch.data());
 
-  last_rows(results.prediction, prediction.memory, 5 * bytes_of(input_type));
+  last_rows(results.product, product.memory, 5 * bytes_of(input_type));
   last_rows(results.grad_target, grad_target, 5 * bytes_of(target_type));
   check_residual(p, results, 0, kLast);
 }

@@ -7,6 +7,7 @@
 #include "cpu/kernels/blocks.h"
 #include "residual.h"
 #include "self_test.h"
+#include "sums.h"
 
 #include <cstdio>
 #include <thread>
@@ -36,20 +37,70 @@ struct ParallelFor {
   }
 };
 
-FewOutputsResults run(const FewOutputsProblem& p, Level level, int64_t threads, int64_t blocks) {
+// With the gradients that the operator makes of the sums.
+struct FewOutputsGradients : FewOutputsResults {
+  AddUpProblem adding;
+  Buffer linear_weight; // absent if not asked for
+  Buffer linear_bias;
+
+  using FewOutputsResults::FewOutputsResults;
+};
+
+bool same_bits(const FewOutputsGradients& a, const FewOutputsGradients& b) {
+  const FewOutputsResults &results = a, &others = b;
+  return same_bits(results, others) && same_bits(a.linear_weight, b.linear_weight) &&
+      same_bits(a.linear_bias, b.linear_bias);
+}
+
+void check(const FewOutputsProblem& p, const FewOutputsGradients& results, int64_t begin, int64_t end) {
+  check_few_outputs(p, results, begin, end);
+  results.linear_bias.check_guards("linear_bias");
+  check_add_up(results.adding, results.linear_bias.data(), 1, 1 + p.outputs);
+  if (p.wants_weight) {
+    results.linear_weight.check_guards("linear_weight");
+    check_add_up(results.adding, results.linear_weight.data(), 1 + p.outputs, p.sums());
+  }
+}
+void check(const ResidualProblem& p, const ResidualResults& results, int64_t begin, int64_t end) {
+  check_residual(p, results, begin, end);
+}
+
+FewOutputsGradients run(const FewOutputsProblem& p, Level level, int64_t threads, int64_t most_blocks) {
   Random random(1);
-  FewOutputsResults results(random, p);
+  FewOutputsGradients results(random, p);
   const cpu::FewOutputs call = call_few_outputs(p, results);
-  const auto kernel = cpu::find_kernels(p.input_type, p.target_type, level).few_outputs;
-  const auto sums = cpu::sum_blocks(
-      ParallelFor{threads},
+  const auto kernels = cpu::find_kernels(p.input_type, p.target_type, level);
+  const ParallelFor parallel_for{threads};
+  const auto [sums, blocks] = cpu::run_blocks(
+      parallel_for,
       p.rows,
-      blocks,
+      most_blocks,
       p.features * p.outputs,
       p.sums(),
       few_outputs_scratch_bytes(call),
-      [&](int64_t begin, int64_t end, double* partial, void* scratch) { kernel(call, begin, end, partial, scratch); });
-  results.sums.assign(sums.get(), sums.get() + p.sums());
+      [&](int64_t begin, int64_t end, double* partial, void* scratch) {
+        kernels.few_outputs(call, begin, end, partial, scratch);
+      });
+
+  constexpr double kScale = 0.75;
+  const auto add_up = [&, first = sums.get(), count = blocks](int64_t offset, int64_t elements) {
+    Buffer gradient = draw_output(random, p.input_type, elements);
+    parallel_for(0, elements, 1, [&](int64_t begin, int64_t end) {
+      kernels.add_up(first + offset, count, p.sums(), begin, end, kScale, gradient.data());
+    });
+    return gradient;
+  };
+  results.linear_bias = add_up(1, p.outputs);
+  if (p.wants_weight) {
+    results.linear_weight = add_up(1 + p.outputs, p.outputs * p.features);
+  }
+  results.adding = {p.input_type, blocks, p.sums(), 0, p.sums(), kScale, {}};
+  results.adding.sums.assign(sums.get(), sums.get() + blocks * p.sums());
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t i = 0; i < p.sums(); ++i) {
+      results.sums[static_cast<size_t>(i)] += sums[block * p.sums() + i];
+    }
+  }
   return results;
 }
 
@@ -72,8 +123,8 @@ ResidualResults run(const ResidualProblem& p, Level level, int64_t threads, int6
 
 // For every number of threads, from several callers at once, who share what they read and, through the first call of all,
 // the choice of the level.
-template <typename Problem, typename Check>
-void check_threads(const Problem& p, Level level, int64_t blocks, const Check& check) {
+template <typename Problem>
+void check_threads(const Problem& p, Level level, int64_t blocks) {
   try {
     const auto alone = run(p, level, 1, blocks);
     check(p, alone, 0, p.rows);
@@ -114,10 +165,10 @@ int check_all() {
           FewOutputsProblem p =
               draw_few_outputs_problem(random, input_type, target_type, rows, features, features == 9 ? 5 : 1);
           p.wants_input = p.wants_weight = p.wants_target = true; // all that is written
-          check_threads(p, level, random.between(1, std::min<int64_t>(rows, 20)), check_few_outputs);
+          check_threads(p, level, random.between(1, std::min<int64_t>(rows, 20)));
           ResidualProblem r = draw_residual_problem(random, input_type, target_type, rows, features);
           r.wants_residual = r.wants_bias = r.wants_target = true;
-          check_threads(r, level, random.between(1, std::min<int64_t>(rows, 20)), check_residual);
+          check_threads(r, level, random.between(1, std::min<int64_t>(rows, 20)));
           problems += 2;
         }
       }
