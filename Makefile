@@ -15,10 +15,25 @@ INSTALLED := $(VENV)/.installed
 LINT_INSTALLED := $(VENV)/.lint-installed
 CUDA_ENVIRONMENT := $(CUDA_VENV)/.environment-$(CUDA_TORCH)
 CUDA_INSTALLED := $(CUDA_VENV)/.installed
+# The kernels know nothing of torch, so their own tests are programs of their own, compiled in one mode each: `address` and
+# `thread` with sanitizers, `plain` as the package compiles them. SEED and ROUNDS may be given: a longer night, other numbers.
+SEED ?= 1
+ROUNDS ?= 20000
+ifeq ($(origin CXX),default)
+CXX := c++
+endif
+# -Wno-maybe-uninitialized: GCC's own AVX-512 header.
+KERNEL_FLAGS := -std=c++17 -Icsrc -Itests/kernels -Wall -Wextra -Wno-unused-parameter -Wno-maybe-uninitialized
+address_FLAGS := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+thread_FLAGS := -O1 -g -fsanitize=thread
+plain_FLAGS := -O3
+KERNEL_TESTS := build/kernels/address/fuzz build/kernels/thread/threads build/kernels/plain/fuzz
+# ThreadSanitizer's memory has fixed places, which some kernels' randomized addresses get into.
+FIXED_ADDRESSES = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 # From a folder where `import torchintro` finds the installed package, not the checkout's build for the other torch.
 CUDA_PYTEST := cd $(CUDA_VENV) && bin/pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
 
-.PHONY: help demo test lint format bench build cuda-environment cuda-build gpu-check clean
+.PHONY: help demo test sanitize lint format bench build cuda-environment cuda-build gpu-check clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST) | awk '{printf "  make %-18s", $$2; $$1=$$2=""; print}'
@@ -29,19 +44,42 @@ demo: $(INSTALLED) ## Set up, build and run the introduction's six steps on real
 test: $(INSTALLED) ## Set up, build and run the test suite
 	$(BIN)/pytest
 
+sanitize: ## Fuzz the CPU kernels alone under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+	@$(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(KERNEL_TESTS)
+	build/kernels/address/fuzz --self-test
+	build/kernels/address/fuzz --seed $(SEED) --rounds $(ROUNDS)
+	$(FIXED_ADDRESSES) build/kernels/thread/threads --self-test
+	$(FIXED_ADDRESSES) build/kernels/thread/threads
+	build/kernels/plain/fuzz --self-test
+	build/kernels/plain/fuzz --seed $(SEED) --rounds $(ROUNDS)
+
+.SECONDARY: # keeps the object files
+define kernel_tests
+build/kernels/$(1)/%.o: csrc/cpu/kernels/%.cpp $(wildcard csrc/cpu/kernels/*.h)
+	@mkdir -p $$(@D)
+	@echo "$(1): $$<"
+	@$$(CXX) $(KERNEL_FLAGS) $($(1)_FLAGS) -c $$< -o $$@
+
+build/kernels/$(1)/%: tests/kernels/%.cpp $(wildcard tests/kernels/*.h) \
+		$(patsubst csrc/cpu/kernels/%.cpp,build/kernels/$(1)/%.o,$(wildcard csrc/cpu/kernels/*.cpp))
+	@echo "$(1): $$<"
+	@$$(CXX) $(KERNEL_FLAGS) $($(1)_FLAGS) $$(filter %.cpp %.o,$$^) -o $$@
+endef
+$(foreach mode,address thread plain,$(eval $(call kernel_tests,$(mode))))
+
 bench: $(INSTALLED) ## Time eager PyTorch, torch.compile and the fused operator side by side
-	$(BIN)/torchintro bench --json benchmarks/results/latest.json
+	$(BIN)/torchintro bench --grid --json benchmarks/results/latest.json --plot benchmarks/results/latest
 
 lint: $(LINT_INSTALLED) ## Check format, style and types: ruff, clang-format, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'examples/*' | grep -E '\.(h|cpp|cu|cuh)$$')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'examples/*' 'tests/kernels/*' | grep -E '\.(h|cpp|cu|cuh)$$')
 	$(BIN)/mypy
 
 format: $(LINT_INSTALLED) ## Format the sources in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'examples/*' | grep -E '\.(h|cpp|cu|cuh)$$')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'examples/*' 'tests/kernels/*' | grep -E '\.(h|cpp|cu|cuh)$$')
 
 build: $(INSTALLED) ## Set up and build only
 

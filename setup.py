@@ -1,6 +1,7 @@
-"""Build of torchintro's two libraries; everything that needs no build logic is in pyproject.toml.
+"""Build of torchintro's three libraries; everything that needs no build logic is in pyproject.toml.
 
 torchintro._ops   the operators, without Python symbols, so that a C++ program can load it too
+torchintro._call  the operator's way in from Python, past torch.ops
 torchintro._C     pybind11: what was built, readable under any torch, so that a mismatch is answered by a sentence
 
 Environment: TORCHINTRO_CUDA=0|1 overrides the choice below; TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS as in PyTorch.
@@ -104,9 +105,12 @@ operators = (CUDAExtension if with_cuda else CppExtension)(  # type: ignore[no-u
     extra_compile_args=compile_flags,
     py_limited_api=True,
 )
+call = CppExtension(  # type: ignore[no-untyped-call]
+    "torchintro._call", ["csrc/python/call.cpp"], include_dirs=include_dirs, extra_compile_args=flags
+)
 module = CppExtension(  # type: ignore[no-untyped-call]
     "torchintro._C",
-    [*sources("python"), "csrc/cpu/kernels/level.cpp", "csrc/cpu/kernels/matrix_route.cpp"],
+    ["csrc/python/module.cpp", "csrc/cpu/kernels/level.cpp", "csrc/cpu/kernels/matrix_route.cpp"],
     include_dirs=[*include_dirs, pybind11.get_include()],
     define_macros=[
         ("TORCHINTRO_TORCH_VERSION", f'"{torch.__version__}"'),
@@ -117,4 +121,4 @@ module = CppExtension(  # type: ignore[no-untyped-call]
 )
 module.libraries = []  # not linked to torch: it must import under any torch to say which one is needed
 
-setup(version=VERSION, ext_modules=[operators, module], cmdclass={"build_ext": BuildExtension})
+setup(version=VERSION, ext_modules=[operators, call, module], cmdclass={"build_ext": BuildExtension})

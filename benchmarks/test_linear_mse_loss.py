@@ -31,7 +31,7 @@ def test_row(benchmark, row, peer):
     if peer in work.skipped:
         pytest.skip(work.skipped[peer])
     benchmark.group = f"{row.id}: {row.work}"
-    if row.measured:
-        trials, epochs = row.measured
-        benchmark.group += f" (only {trials} trials x {epochs} epochs of it)"
+    if work.scales.get(peer, 1) != 1:
+        benchmark.extra_info["times to full"] = work.scales[peer]
+        benchmark.group += " (not in full)"
     benchmark(work.calls[peer])

@@ -130,10 +130,13 @@ Reduction check_inputs(
       ", but got ", shape_text(weight_sizes));
 
   const auto leading = sizes.slice(0, sizes.size() - 1);
-  auto expected = leading.vec();
-  expected.push_back(weight_sizes[0]);
+  const auto expected = [&] { // called where a sentence is made: it allocates
+    auto shape = leading.vec();
+    shape.push_back(weight_sizes[0]);
+    return shape_text(shape);
+  };
   CHECK_SHAPE(same_shape(target.sym_sizes(), leading, &weight_sizes[0]),
-      kOperator, ": target must have shape ", shape_text(expected), ", the prediction's, but got ", shape_text(target.sym_sizes()));
+      kOperator, ": target must have shape ", expected(), ", the prediction's, but got ", shape_text(target.sym_sizes()));
   if (linear_bias) {
     CHECK_SHAPE(same_shape(linear_bias->sym_sizes(), weight_sizes.slice(0, 1), nullptr),
         kOperator, ": linear_bias must have shape (", weight_sizes[0], ",), one per output, but got ",
@@ -143,7 +146,7 @@ Reduction check_inputs(
     CHECK_SHAPE(
         weight->dim() == target.dim() ? same_shape(weight->sym_sizes(), leading, &weight_sizes[0])
                                       : same_shape(weight->sym_sizes(), leading, nullptr),
-        kOperator, ": weight must have shape ", shape_text(expected), " (per element) or ", shape_text(leading),
+        kOperator, ": weight must have shape ", expected(), " (per element) or ", shape_text(leading),
         " (per row), but got ", shape_text(weight->sym_sizes()));
     TORCH_CHECK_VALUE(!(weight->requires_grad() && at::GradMode::is_enabled()),
         kOperator, ": weight must not require a gradient (it has none), but got one with requires_grad=True; pass weight.detach()");

@@ -1,5 +1,6 @@
 #include "problem.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/sum.h>
@@ -72,20 +73,28 @@ Problem make_problem(
   return p;
 }
 
-std::array<at::Tensor, 4> empty_gradients(const Problem& p) {
+at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (options.device().is_cpu()) {
+    return at::detail::empty_cpu(sizes, c10::typeMetaToScalarType(options.dtype()));
+  }
+  return at::empty(sizes, options);
+}
+
+std::array<at::Tensor, 4> empty_gradients(
+    const Problem& p, at::Tensor (*empty)(at::IntArrayRef, const at::TensorOptions&)) {
   std::array<at::Tensor, 4> gradients;
   const auto options = p.input.options();
   if (p.mask[kInput]) {
-    gradients[kInput] = at::empty({p.rows, p.in_features}, options);
+    gradients[kInput] = empty({p.rows, p.in_features}, options);
   }
   if (p.mask[kLinearWeight]) {
-    gradients[kLinearWeight] = at::empty({p.out_features, p.in_features}, options);
+    gradients[kLinearWeight] = empty({p.out_features, p.in_features}, options);
   }
   if (p.mask[kTarget]) {
-    gradients[kTarget] = at::empty({p.rows, p.out_features}, p.target.options());
+    gradients[kTarget] = empty({p.rows, p.out_features}, p.target.options());
   }
   if (p.mask[kLinearBias]) {
-    gradients[kLinearBias] = at::empty({p.out_features}, options);
+    gradients[kLinearBias] = empty({p.out_features}, options);
   }
   return gradients;
 }
@@ -102,25 +111,20 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> results_of_nothing(const Probl
 }
 
 LossAndGradients unflatten(
-    const at::Tensor& loss,
-    const std::array<at::Tensor, 4>& gradients,
-    const at::Tensor& input,
-    const at::Tensor& target) {
-  const auto shaped = [](const at::Tensor& gradient, const at::Tensor& like) -> OptionalTensor {
+    at::Tensor loss, std::array<at::Tensor, 4> gradients, const at::Tensor& input, const at::Tensor& target) {
+  const auto shaped = [&gradients](Gradient index, const at::Tensor* like) -> OptionalTensor {
+    auto& gradient = gradients[index];
     if (!gradient.defined()) {
       return std::nullopt;
     }
-    return gradient.dim() == like.dim() ? gradient : gradient.view(like.sizes());
-  };
-  const auto plain = [](const at::Tensor& gradient) -> OptionalTensor {
-    return gradient.defined() ? OptionalTensor(gradient) : std::nullopt;
+    return like == nullptr || gradient.dim() == like->dim() ? std::move(gradient) : gradient.view(like->sizes());
   };
   return {
-      loss,
-      shaped(gradients[kInput], input),
-      plain(gradients[kLinearWeight]),
-      shaped(gradients[kTarget], target),
-      plain(gradients[kLinearBias])};
+      std::move(loss),
+      shaped(kInput, &input),
+      shaped(kLinearWeight, nullptr),
+      shaped(kTarget, &target),
+      shaped(kLinearBias, nullptr)};
 }
 
 } // namespace torchintro

@@ -40,17 +40,20 @@ Problem make_problem(
     Reduction reduction,
     const GradientMask& mask);
 
-// Uninitialised, contiguous gradients of the flattened shapes, for those in the mask; undefined for the others.
-std::array<at::Tensor, 4> empty_gradients(const Problem& problem);
+// An uninitialised, contiguous tensor. On the CPU it does not go through the dispatcher, which costs more than the memory;
+// for use below autograd, by a kernel that overwrites all of it.
+at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options);
+
+// Uninitialised, contiguous gradients of the flattened shapes, for those in the mask; undefined for the others. `empty`
+// makes a tensor, where a backend has memory of its own for them.
+std::array<at::Tensor, 4> empty_gradients(
+    const Problem& problem, at::Tensor (*empty)(at::IntArrayRef, const at::TensorOptions&) = empty_result);
 
 // The loss and the flattened gradients of a problem without elements: nan for a mean, 0 for a sum, and zeros.
 std::tuple<at::Tensor, std::array<at::Tensor, 4>> results_of_nothing(const Problem& problem);
 
 // Gives flattened gradients their arguments' shapes.
 LossAndGradients unflatten(
-    const at::Tensor& loss,
-    const std::array<at::Tensor, 4>& gradients,
-    const at::Tensor& input,
-    const at::Tensor& target);
+    at::Tensor loss, std::array<at::Tensor, 4> gradients, const at::Tensor& input, const at::Tensor& target);
 
 } // namespace torchintro

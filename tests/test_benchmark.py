@@ -6,18 +6,20 @@ import re
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import torchintro
 from torchintro import reference
-from torchintro.benchmark import command
+from torchintro.benchmark import command, jax_peers, runs
 from torchintro.benchmark.machine import Limits, describe
 from torchintro.benchmark.memory import extra_peak
 from torchintro.benchmark.peers import make_work
-from torchintro.benchmark.report import RowResult, row_lines, versus_lines
+from torchintro.benchmark.report import Bound, RowResult, Verdict, row_lines, versus_lines
 from torchintro.benchmark.rows import ROWS, Row, Target, count, quick_row, select
+from torchintro.benchmark.runs import StudyWork
 from torchintro.benchmark.timing import QUICK, Interruptions, Measurement, interleaved
 
 CPU = torch.device("cpu")
@@ -60,7 +62,7 @@ def test_count_is_that_by_hand(row, bytes_read, bytes_written, operations):
 def test_rows_are_consistent():
     assert len({row.id for row in ROWS}) == len(ROWS)
     for row in ROWS:
-        assert "fused" in row.peers
+        assert row.peers[-1] == "fused"  # the notes of a study are about its last peer
         assert row.peers[0].startswith("eager")
         for target in row.targets:
             assert target.of in row.peers or (target.of == "limit" and row.limit)
@@ -251,6 +253,7 @@ def test_table(quick_run):
     assert len(re.findall(rf"^ +fused{time}[\d.]+x ", out, re.M)) == 2
     assert "limit: W.sum().backward()" in out
     assert out.count("torch.compile is left out of this run") == 1
+    assert out.count("JAX is left out of this run") == 1
     assert "2 rows, 2 verified against float64" in out
     assert "no figure means anything" in out
 
@@ -285,7 +288,7 @@ def test_missed_targets_are_shown():
     result = command.run_row(replace(row, limit=""), CPU, LIMITS, QUICK)
     assert result.status == "short of target"
     lines = "\n".join(row_lines(result, set()))
-    assert re.search(r"fused .*>= 1e\+09x faster than eager: [\d.]+x, short of target$", lines, re.M)
+    assert re.search(r"fused .*>= 1e\+09x faster than eager, short of target: [\d.]+x$", lines, re.M)
     assert re.search(r"also <= 1e\+09x eager: [\d.]+x$", lines, re.M)
     assert "also <= 1x limit (not judged)" in lines
     assert [target["met"] for target in result.record()["targets"]] == [False, True, None]
@@ -294,17 +297,44 @@ def test_missed_targets_are_shown():
 def test_training_and_study_rows():
     for name in ("P2", "P3", "P8"):
         row = quick_row(row_named(name))
-        result = command.run_row(row, CPU, LIMITS, QUICK, judge=False)
+        result = command.run_row(row, CPU, LIMITS, QUICK, jax=False, judge=False)
         assert result.status == "ok", result.failures
-        assert set(result.measurements) == set(row.peers)
+        assert set(result.measurements) == set(row.peers) - {"jax"}
         assert any('engine="auto"' in note for note in result.notes)
 
 
 def test_scaled_times_are_said_to_be():
     row = replace(row_named("P7"), rows=500, measured=(2, 3))
-    result = command.run_row(row, CPU, LIMITS, QUICK, judge=False)
-    assert "not run in full: times of 2 trials x 3 epochs, scaled up by 333" in result.notes
+    result = command.run_row(row, CPU, LIMITS, QUICK, jax=False, judge=False)
+    part = "not run in full: times of 2 trials x 3 epochs, scaled up by 333"
+    assert any(note.startswith("eager") and note.endswith(part) for note in result.notes)
     assert result.measurements["eager"].median > 0.1  # 2000 steps cannot be done in less
+
+
+@pytest.mark.parametrize(
+    ("seconds", "trials", "epochs", "scale"), [((1.0, 9.0), 2, 3, 2000 / 6), ((1.0, 1.2), 20, 100, 1.0)]
+)
+def test_a_study_whose_time_does_not_grow_with_the_epochs_is_run_in_full(monkeypatch, seconds, trials, epochs, scale):
+    asked = []
+    monkeypatch.setattr(StudyWork, "_tune", lambda self, *_: asked.append((self.trials["fused"], self.epochs["fused"])))
+    clock = iter([0.0, seconds[0], 100.0, 100.0 + seconds[1]])
+    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    work = make_work(replace(row_named("P7"), rows=50), CPU, jax=False)
+    assert asked[1:] == [(2, 3), (2, 30)]
+    assert (work.trials["fused"], work.epochs["fused"]) == (trials, epochs)
+    assert work.scales == {"eager": pytest.approx(2000 / 6), "fused": pytest.approx(scale)}
+    assert [note for note in work.notes if "fused" in note and "scaled up" in note] == (
+        [f"eager, fused: not run in full: times of 2 trials x 3 epochs, scaled up by {scale:.0f}"] if scale > 1 else []
+    )
+
+
+def test_exact_losses_are_those_of_training():
+    row = replace(row_named("P7"), rows=60, in_features=5, out_features=2, measured=(2, 3))
+    work = make_work(row, CPU, jax=False)
+    X, y, lrs = work.X.double(), work.y.double(), torch.tensor([1e-3, 1e-1], dtype=torch.float64)
+    trained = [runs._train(work._initial().double(), X, y, lr, 7) for lr in lrs.tolist()]
+    found = runs.exact_losses(X, y, work._initial().double(), lrs, 7)
+    torch.testing.assert_close(found, torch.stack(trained), rtol=1e-12, atol=0)
 
 
 def test_memory_is_measured_in_bytes():
@@ -331,6 +361,10 @@ def test_without_a_gpu_one_sentence_and_the_cpu(capsys):
     [
         ({"device": "tpu"}, "bench: device must be cpu or cuda, but got 'tpu'"),
         ({"rows": ["P1", "nonsense"]}, "but got 'nonsense'"),
+        ({"grid": True, "dtype": "int8"}, "bench: dtype must be one of float32, float64, bfloat16, but got 'int8'"),
+        ({"no_rows": True}, "bench: no-rows leaves only the grid; it takes grid, and neither row nor plot"),
+        ({"record_path": Path("r.json")}, "bench: from draws the picture of a record; it takes plot and nothing else"),
+        ({"plot": Path(__file__)}, "bench: plot must be a folder that can be written to, but got"),
     ],
 )
 def test_wrong_arguments_have_exit_code_2(arguments, message, capsys):
@@ -368,3 +402,93 @@ def test_table_of_gpu_against_cpu():
     lines = versus_lines([host], [device])
     assert re.search(r"^P4a .* 6\.000 ms +0\.2000 ms +30\.0x +19\.80 ms +0\.30x$", lines[-1])
     assert versus_lines([host], []) == []
+
+
+# Verdicts beside the machine's limit
+
+
+@pytest.mark.parametrize(
+    ("target", "fused", "limit", "text", "possible"),
+    [
+        (
+            Target("eager", at_least=4),
+            0.012837,
+            0.01137,
+            ">= 4x faster than eager, short of target: 3.10x (this machine's limit allows 3.50x)",
+            False,
+        ),
+        (Target("eager", at_least=4), 0.012837, 0.005, ">= 4x faster than eager, short of target: 3.10x", True),
+        (Target("eager", at_least=3), 0.012837, 0.01137, ">= 3x faster than eager: 3.10x", True),
+        (
+            Target("eager", at_most=0.2),
+            0.012837,
+            0.01137,
+            "<= 0.2x eager, short of target: 0.32x (this machine's limit allows 0.29x)",
+            False,
+        ),
+        (Target("limit", at_most=1.1), 0.012837, 0.01137, "<= 1.1x limit, short of target: 1.13x", None),
+    ],
+)
+def test_a_verdict_says_what_the_machine_allows(target, fused, limit, text, possible):
+    result = RowResult(
+        replace(SMALL, targets=(target,)),
+        "cpu",
+        {"eager": Measurement((0.0398,)), "fused": Measurement((fused,))},
+        Bound("read", limit, Measurement((limit,))),
+    )
+    result.verdicts = command._judge(result)
+    assert [str(verdict) for verdict in result.verdicts] == [text]
+    assert result.status == ("short of target" if "short" in text else "ok")
+    assert result.record()["targets"][0]["possible"] is possible
+
+
+def test_a_target_of_a_peer_that_is_not_there_is_not_judged():
+    result = RowResult(row_named("P2"), "cpu", {"eager": Measurement((1.0,)), "fused": Measurement((0.0005,))})
+    result.verdicts = command._judge(result)
+    assert [str(verdict) for verdict in result.verdicts] == [
+        ">= 1000x faster than eager: 2000x",
+        ">= 10x faster than jax (not judged)",
+    ]
+    assert str(Verdict(Target("jax", at_least=10), 12.0, True)) == ">= 10x faster than jax: 12.0x"
+
+
+# JAX
+
+
+def test_without_jax_one_sentence(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("P1", "P2", "P3"):
+        work = make_work(quick_row(row_named(name)), CPU, compile=False)
+        assert work.skipped["jax"] == 'JAX is not installed: pip install "torchintro[jax]"'
+        assert "jax" not in work.calls
+    assert jax_peers.why_not(torch.device("cuda")) == "JAX is compared on the CPU only"
+
+
+def test_jax_that_breaks_down_is_left_out(monkeypatch):
+    monkeypatch.setattr(jax_peers, "why_not", lambda device: "")
+
+    def broken(*_, **__):
+        raise RuntimeError("XLA says no\nand more")
+
+    monkeypatch.setattr(jax_peers, "JaxStep", type("JaxStep", (), {"__init__": broken}))
+    work = make_work(quick_row(row_named("P1")), CPU, compile=False)
+    assert work.skipped["jax"] == "JAX failed here: XLA says no"
+
+
+def test_jax_is_imported_where_a_row_wants_it_only(monkeypatch):
+    monkeypatch.setattr(jax_peers, "_jax", lambda: pytest.fail("JAX was imported"))
+    work = make_work(quick_row(row_named("P1")), CPU, compile=False, jax=False)
+    assert work.skipped["jax"] == "JAX is left out of this run"
+    make_work(replace(quick_row(row_named("P1")), peers=("eager", "fused")), CPU)
+
+
+@pytest.mark.parametrize("name", ["P1", "P2", "P3", "P6b", "P7", "P8", "X3-1", "X3-4"])
+def test_jax_does_the_same_work(name):
+    pytest.importorskip("jax", reason="JAX is not installed")
+    row = row_named(name)
+    row = replace(row, rows=200) if row.measured else quick_row(row)
+    result = command.run_row(row, CPU, LIMITS, QUICK, compile=False, judge=False)
+    assert result.status == "ok", result.failures
+    assert result.checks["jax"]
+    assert list(result.measurements) == [peer for peer in row.peers if peer != "compile"]
+    assert result.measurements["jax"].median > 0

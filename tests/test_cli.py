@@ -301,11 +301,24 @@ def test_info_prints_the_report(run, monkeypatch):
 def test_bench_hands_its_options_on(run, monkeypatch):
     calls = []
     module = types.ModuleType("torchintro.benchmark.command")
-    monkeypatch.setattr(module, "main", lambda *call: calls.append(call) or 3, raising=False)
+    monkeypatch.setattr(module, "main", lambda *call, **options: calls.append((*call, options)) or 3, raising=False)
     monkeypatch.setitem(sys.modules, "torchintro.benchmark.command", module)
     run("bench", code=3)
     run("bench", "--device", "cuda", "--row", "P1", "--row", "P4a", "--json", "out.json", "--quick", code=3)
-    assert calls == [("cpu", None, None, False), ("cuda", ["P1", "P4a"], Path("out.json"), True)]
+    run("bench", "--grid", "--dtype", "bfloat16", "--no-rows", "--plot", "pictures", "--from", "r.json", code=3)
+    nothing = {"grid": False, "dtype": "float32", "no_rows": False, "plot": None, "record_path": None}
+    everything = {
+        "grid": True,
+        "dtype": "bfloat16",
+        "no_rows": True,
+        "plot": Path("pictures"),
+        "record_path": Path("r.json"),
+    }
+    assert calls == [
+        ("cpu", None, None, False, nothing),
+        ("cuda", ["P1", "P4a"], Path("out.json"), True, nothing),
+        ("cpu", None, None, False, everything),
+    ]
 
 
 def test_a_missing_package_is_named(run, monkeypatch):

@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(torchintro.__path__, "torchintro.")
-    if not module.name.endswith((".__main__", "._C", "._ops"))
+    if not module.name.endswith((".__main__", "._C", "._call", "._ops"))
 )
 
 

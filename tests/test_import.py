@@ -194,6 +194,13 @@ def test_import_of_half_a_build(tmp_path):
     assert "); rebuild it in its source folder: " in message
 
 
+def test_import_of_a_build_without_the_way_in(tmp_path):
+    _copy(tmp_path, "_ops*.so", "_C.*.so")
+    message = _import_error(tmp_path)
+    assert message.startswith("ImportError: torchintro: its build is incomplete (cannot import name '_call'")
+    assert "); rebuild it in its source folder: " in message
+
+
 def test_import_of_a_damaged_library(tmp_path):
     (library,) = _copy(tmp_path, "*.so").glob("_ops*.so")
     library.write_bytes(b"not a library")
@@ -205,7 +212,7 @@ def test_import_of_a_damaged_library(tmp_path):
 def test_import_loads_no_heavy_package_and_is_quicker_than_torch():
     program = """
 import sys, time
-heavy = {"matplotlib", "optuna", "pandas", "pyarrow", "rich", "sklearn", "typer"}
+heavy = {"jax", "matplotlib", "optuna", "pandas", "pyarrow", "rich", "sklearn", "typer"}
 start = time.perf_counter(); import torch
 middle = time.perf_counter(); before = set(sys.modules); import torchintro
 end = time.perf_counter()

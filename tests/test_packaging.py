@@ -129,8 +129,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel, source):
     extra = {name for name in names if name.startswith(f"{NAME}.dist-info/")}
     assert names - extra == modules | libraries | {"torchintro/py.typed"}
     assert "torchintro/_C.pyi" in modules
-    assert len(libraries) == 2
-    assert {name.split(".")[0] for name in libraries} == {"torchintro/_ops", "torchintro/_C"}
+    assert len(libraries) == 3
+    assert {name.split(".")[0] for name in libraries} == {"torchintro/_ops", "torchintro/_call", "torchintro/_C"}
     assert any(name.endswith("/LICENSE") for name in extra)
 
     assert "Root-Is-Purelib: false" in tags

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import re
@@ -73,9 +74,13 @@ def test_wide_instructions_occur_only_in_the_functions_of_their_level():
     assert outside(found["avx2"], "avx2", "avx512") == []
 
 
-# Both regimes, sizes that are no multiple of any vector, every dtype and way to read the input.
+# Both regimes, sizes that are no multiple of any vector and every small one, every dtype and way to read the input.
 def check_values() -> None:
     for dtype, target_dtype in DTYPES:
+        for in_features, out_features in itertools.product(range(1, 18), [1, 3, 16, 17]):
+            assert_as_exact_as_eager(
+                make_problem(45, in_features, out_features, weight="row", dtype=dtype, target_dtype=target_dtype)
+            )
         for rows, in_features, out_features in [(1, 1, 1), (37, 19, 1), (300, 33, 5), (300, 33, 40)]:
             problem = make_problem(
                 rows, in_features, out_features, weight="element", dtype=dtype, target_dtype=target_dtype
@@ -92,6 +97,7 @@ def test_every_level_is_exact(level):
     program = (
         "import test_portability as tests, torch; "
         "print(tests._C.cpu_level(), torch.backends.cpu.get_cpu_capability()); "
+        "from torchintro.info import collect; print(collect()['CPU kernels']); "
         "torch.manual_seed(0); tests.check_values()"
     )
     environment = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
@@ -106,7 +112,9 @@ def test_every_level_is_exact(level):
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    chosen, capability = result.stdout.split()
+    names, shown = result.stdout.splitlines()
+    chosen, capability = names.split()
+    assert shown == f"{chosen} (TORCHINTRO_CPU_LEVEL={level})"
     best = {"AVX512": "avx512", "AVX2": "avx2"}.get(capability, "baseline")
     assert chosen == min(level, best, key=LEVELS.index)
 

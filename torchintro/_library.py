@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-__all__ = ["library_path"]
+__all__ = ["direct_call", "library_path"]
 
 _REBUILD = "rebuild it in its source folder: `pip install --no-build-isolation --force-reinstall --no-deps .`"
 
@@ -58,7 +60,8 @@ def _warn_of_level(wanted: str | None, active: str) -> None:
         )
 
 
-def _load() -> None:
+def _load() -> Callable[..., Tensor | None]:
+    """Load the operators; return the way to call the public one that does not go through torch.ops."""
     path = library_path()
     try:
         from . import _C
@@ -71,6 +74,12 @@ def _load() -> None:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ImportError(f"torchintro: {path.name} does not load ({error}); {_REBUILD}") from error
+    try:
+        from . import _call
+    except ImportError as error:
+        raise ImportError(f"torchintro: its build is incomplete ({error}); {_REBUILD}") from error
+    return _call.linear_mse_loss
 
 
-_load()
+# The loss, or None for a call that has to go through torch.ops: see csrc/python/call.cpp.
+direct_call = _load()

@@ -369,11 +369,20 @@ def bench(
     ] = None,
     json: Annotated[Optional[Path], typer.Option("--json", help="Also write the figures to this file.")] = None,  # noqa: UP045
     quick: Annotated[bool, typer.Option("--quick", help="Smaller sizes and fewer repeats.")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="Also a grid of shapes, fused against eager.")] = False,
+    dtype: Annotated[str, typer.Option(help="Of the grid: float32, float64 or bfloat16.")] = "float32",
+    no_rows: Annotated[bool, typer.Option("--no-rows", help="Nothing but the grid.")] = False,
+    plot: Annotated[Optional[Path], typer.Option("--plot", help="Folder for the roofline picture.")] = None,  # noqa: UP045
+    record: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--from", help="Measure nothing: draw the picture of this record. Needs --plot."),
+    ] = None,
 ) -> None:
-    """Time eager PyTorch, torch.compile and the fused operator side by side, after checking that they agree."""
+    """Time eager PyTorch, torch.compile, JAX and the fused operator side by side, after checking that they agree."""
     from .benchmark.command import main
 
-    raise typer.Exit(main(device, row, json, quick))
+    code = main(device, row, json, quick, grid=grid, dtype=dtype, no_rows=no_rows, plot=plot, record_path=record)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.jit import _builtins as _script_builtins
 
-from . import _library as _library  # defines torch.ops.torchintro
+from . import _library  # first: it defines torch.ops.torchintro
 from ._distributed import register_when_imported
 
 __all__ = ["linear_mse_loss"]
@@ -54,11 +55,16 @@ def linear_mse_loss(
         >>> loss.item(), w.grad
         (1.0, tensor([[-2., -2., -2.]]))
     """
+    if not is_dynamo_compiling():  # torch.compile knows operators, not Python's C functions
+        direct = _direct_call(input, linear_weight, target, linear_bias, weight, reduction)
+        if direct is not None:
+            return direct
     loss: Tensor = _operator(input, linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction)
     return loss
 
 
 _operator = torch.ops.torchintro.linear_mse_loss.default
+_direct_call = _library.direct_call
 
 # TorchScript compiles no function with keyword-only defaults; as torch.nn.functional does for its own, the function is
 # named as the operator's Python face, and a script calls the operator.

@@ -51,14 +51,16 @@ std::optional<double> host_value(const at::Tensor& scalar) {
   }
 }
 
-// gradient * grad_output * unit. With `reuse` the gradient's memory is the caller's to give away.
+// gradient * grad_output * unit; `value` is grad_output's, where the host has it. With `reuse` the gradient's memory is the
+// caller's to give away.
 at::Tensor scaled(
-    const at::Tensor& gradient,
+    at::Tensor gradient,
     const at::Tensor& grad_output,
+    const std::optional<double>& value,
     const std::optional<Unit<c10::SymInt>>& unit,
     bool reuse) {
-  reuse = reuse && is_plain(gradient) && is_plain(grad_output);
-  if (const auto value = host_value(grad_output); value && gradient.is_cpu()) {
+  reuse = reuse && is_plain(gradient);
+  if (value && gradient.is_cpu()) {
     double factor = *value;
     if (unit) {
       factor *= static_cast<double>(unit->numerator.expect_int()) / static_cast<double>(unit->denominator.expect_int());
@@ -68,7 +70,7 @@ at::Tensor scaled(
     }
     // As a tensor: ATen's multiplication by a Scalar rounds it to the gradient's 16-bit dtype first.
     const auto factor_tensor = at::scalar_tensor(factor, at::kDouble);
-    return reuse ? at::Tensor(gradient).mul_(factor_tensor) : at::mul(gradient, factor_tensor);
+    return reuse ? gradient.mul_(factor_tensor) : at::mul(gradient, factor_tensor);
   }
   auto factor = grad_output;
   if (gradient.element_size() == 2) {
@@ -82,7 +84,7 @@ at::Tensor scaled(
     }
   }
   if (reuse) {
-    return at::Tensor(gradient).mul_(factor);
+    return gradient.mul_(factor);
   }
   return at::mul(gradient, factor).to(gradient.scalar_type());
 }
@@ -90,14 +92,16 @@ at::Tensor scaled(
 // The fast backward, a function of values alone, so that compiled autograd can carry them.
 variable_list scale_gradients(
     const at::Tensor& grad_output,
-    const std::array<at::Tensor, 4>& gradients,
+    std::array<at::Tensor, 4> gradients,
     const c10::SymInt& rows,
     const c10::SymInt& out_features,
     Reduction reduction,
     bool reuse) {
+  const auto value = host_value(grad_output);
+  reuse = reuse && (value || is_plain(grad_output));
   variable_list result(kGradients.size());
   for (const auto index : kGradients) {
-    const auto& gradient = gradients[index];
+    auto& gradient = gradients[index];
     if (!gradient.defined()) {
       continue;
     }
@@ -105,7 +109,7 @@ variable_list scale_gradients(
     if (has_gradient_unit(gradient.scalar_type())) {
       unit = gradient_unit(index, reduction, rows, out_features);
     }
-    result[index] = scaled(gradient, grad_output, unit, reuse);
+    result[index] = scaled(std::move(gradient), grad_output, value, unit, reuse);
   }
   return result;
 }
@@ -114,13 +118,45 @@ variable_list scale_gradients_packed(const variable_list& inputs, const std::vec
 
 struct LinearMSELossBackward : public torch::autograd::Node {
   SavedVariable input, linear_weight, target, linear_bias, weight;
-  std::array<SavedVariable, 4> gradients;
+  // Those in the mask, in its order. Room for all four would make a Node of more than 1032 bytes, and those are not among
+  // the small pieces of memory that malloc keeps at hand for each thread.
+  std::vector<SavedVariable> gradients;
   // For the units of the gradients. Not read off the saved input and weight: those refuse to be unpacked after a change in
   // place, which does no harm to gradients that are computed already.
   c10::SymInt rows, out_features;
   GradientMask mask{};
   Reduction reduction = Reduction::Mean;
   bool has_hooks = false; // saved_tensors_hooks were set: what is unpacked may belong to the user
+
+  LinearMSELossBackward(
+      const at::Tensor& input,
+      const at::Tensor& linear_weight,
+      const at::Tensor& target,
+      const OptionalTensor& linear_bias,
+      const OptionalTensor& weight,
+      const LossAndGradients& computed,
+      Reduction reduction)
+      : input(input, /*is_output=*/false),
+        linear_weight(linear_weight, /*is_output=*/false),
+        target(target, /*is_output=*/false),
+        linear_bias(linear_bias, /*is_output=*/false),
+        weight(weight, /*is_output=*/false),
+        rows(row_count(input)),
+        out_features(linear_weight.sym_size(0)),
+        reduction(reduction),
+        has_hooks(this->input.has_hooks()) {
+    gradients.reserve(kGradients.size());
+    const auto save = [this](Gradient index, const OptionalTensor& gradient) {
+      mask[index] = gradient.has_value();
+      if (gradient) {
+        gradients.emplace_back(*gradient, /*is_output=*/false);
+      }
+    };
+    save(kInput, std::get<1>(computed));
+    save(kLinearWeight, std::get<2>(computed));
+    save(kTarget, std::get<3>(computed));
+    save(kLinearBias, std::get<4>(computed));
+  }
 
   std::string name() const override {
     return "LinearMSELossBackward";
@@ -155,14 +191,16 @@ struct LinearMSELossBackward : public torch::autograd::Node {
     }
 
     std::array<at::Tensor, 4> unpacked;
+    auto saved = gradients.cbegin();
     for (const auto index : kGradients) {
       if (wanted[index]) {
-        unpacked[index] = gradients[index].unpack();
+        unpacked[index] = saved->unpack();
       }
+      saved += mask[index];
     }
     // A graph that is kept may run again: its saved gradients are then neither changed nor given away.
     const bool reuse = !has_hooks && !torch::autograd::get_current_graph_task_keep_graph();
-    return scale_gradients(grad_output, unpacked, rows, out_features, reduction, reuse);
+    return scale_gradients(grad_output, std::move(unpacked), rows, out_features, reduction, reuse);
   }
 
   void release_variables() override {
@@ -179,10 +217,11 @@ struct LinearMSELossBackward : public torch::autograd::Node {
     args.collect(static_cast<int64_t>(reduction));
     args.collect(rows);
     args.collect(out_features);
-    for (const auto index : kGradients) {
-      if (args.cond(mask[index])) {
-        args.collect(gradients[index], /*is_output=*/false);
-      }
+    for (const bool saved : mask) {
+      args.cond(saved);
+    }
+    for (const auto& gradient : gradients) {
+      args.collect(gradient, /*is_output=*/false);
     }
   }
 
@@ -192,21 +231,21 @@ struct LinearMSELossBackward : public torch::autograd::Node {
     const auto for_saved = [&](const auto& visit) {
       visit(rows);
       visit(out_features);
-      for (const auto index : kGradients) {
-        if (mask[index]) {
-          visit(gradients[index]);
-        }
+      for (auto& gradient : gradients) {
+        visit(gradient);
       }
     };
     for_saved([&](auto& value) { saved.before(value); });
 
     variable_list tensors;
     std::vector<bool> wanted;
+    auto gradient = gradients.cbegin();
     for (const auto index : kGradients) {
       wanted.push_back(mask[index] && task_should_compute_output(index));
       if (wanted.back()) {
-        tensors.push_back(gradients[index].unpack());
+        tensors.push_back(gradient->unpack());
       }
+      gradient += mask[index];
     }
     torch::dynamo::autograd::PackedArgs packed;
     packed.pack(static_cast<int64_t>(reduction));
@@ -258,7 +297,7 @@ variable_list scale_gradients_packed(const variable_list& inputs, const std::vec
       gradients[index] = tensors[next++];
     }
   }
-  return scale_gradients(inputs[0], gradients, rows, out_features, reduction, /*reuse=*/false);
+  return scale_gradients(inputs[0], std::move(gradients), rows, out_features, reduction, /*reuse=*/false);
 }
 
 // Whether a fused kernel would lose something that the decomposition keeps.
@@ -330,25 +369,15 @@ at::Tensor linear_mse_loss_autograd(
     return grads_op.redispatch(below, input, linear_weight, target, linear_bias, weight, reduction, mask);
   }();
 
-  auto node = make_node<LinearMSELossBackward>();
+  auto node = make_node<LinearMSELossBackward>(
+      input,
+      linear_weight,
+      target,
+      linear_bias,
+      weight,
+      result,
+      reduction == "mean" ? Reduction::Mean : Reduction::Sum);
   node->set_next_edges(torch::autograd::collect_next_edges(input, linear_weight, target, linear_bias));
-  node->mask = mask;
-  node->rows = row_count(input);
-  node->out_features = linear_weight.sym_size(0);
-  node->reduction = reduction == "mean" ? Reduction::Mean : Reduction::Sum;
-  node->input = SavedVariable(input, /*is_output=*/false);
-  node->linear_weight = SavedVariable(linear_weight, /*is_output=*/false);
-  node->target = SavedVariable(target, /*is_output=*/false);
-  node->linear_bias = SavedVariable(linear_bias, /*is_output=*/false);
-  node->weight = SavedVariable(weight, /*is_output=*/false);
-  node->has_hooks = node->input.has_hooks();
-  const auto save = [&](Gradient index, OptionalTensor& gradient) {
-    node->gradients[index] = SavedVariable(gradient, /*is_output=*/false);
-  };
-  save(kInput, std::get<1>(result));
-  save(kLinearWeight, std::get<2>(result));
-  save(kTarget, std::get<3>(result));
-  save(kLinearBias, std::get<4>(result));
   auto loss = std::move(std::get<0>(result));
   torch::autograd::set_history(loss, node);
   return loss;

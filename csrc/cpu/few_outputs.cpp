@@ -1,39 +1,47 @@
 #include "cpu/few_outputs.h"
 
 #include "cpu/call.h"
+#include "cpu/gradient_memory.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 namespace torchintro::cpu {
 namespace {
 
-// Blocks of the few-outputs kernel: at least so many rows, so that a block's sums (8 O D bytes) stay small beside its rows,
-// and at most so many blocks, so that all sums do. Fixed by the sizes, never by the number of threads.
+// Blocks of the few-outputs kernel. Every block has sums of its own (8 O D bytes), which cost as much as some fifteen rows:
+// at least so many rows, for a few threads' sake, and more for more blocks than that; and never so many blocks that their
+// sums together leave the caches. Fixed by the sizes, never by the number of threads.
+constexpr int64_t kFewestRows = 64;
+constexpr int64_t kFewBlocks = 8;
 constexpr int64_t kRowsPerBlock = 256;
 constexpr int64_t kRowsPerBlockAndOutput = 32;
 constexpr int64_t kMaximumBlocks = 128;
+constexpr int64_t kManyBlocks = 16;
+constexpr int64_t kSumsBytes = int64_t{4} << 20;
+
+int64_t count_blocks(const Problem& p, int64_t sums) {
+  const int64_t rows = std::max(kRowsPerBlock, kRowsPerBlockAndOutput * p.out_features);
+  const int64_t most = std::clamp(kSumsBytes / (8 * sums), kManyBlocks, kMaximumBlocks);
+  const int64_t few = std::clamp<int64_t>(p.rows / kFewestRows, 1, kFewBlocks);
+  return std::clamp(p.rows / rows, few, most);
+}
 
 // From here on the rows of dx are stored past the caches: what is smaller may still be there when it is read.
 constexpr int64_t kPastCachesBytes = int64_t{32} << 20;
 
-void write_scaled(const at::Tensor& to, const double* from, double scale) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, to.scalar_type(), "linear_mse_loss", [&] {
-    auto* data = to.mutable_data_ptr<scalar_t>();
-    for (int64_t i = 0; i < to.numel(); ++i) {
-      data[i] = static_cast<scalar_t>(scale * from[i]);
-    }
+void write_loss(const at::Tensor& loss, double value) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, loss.scalar_type(), "linear_mse_loss", [&] {
+    *loss.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(value);
   });
 }
 
 } // namespace
 
 std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) {
-  auto gradients = empty_gradients(p);
+  auto gradients = empty_gradients(p, empty_gradient);
   const auto accumulator = p.input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const auto linear_weight = p.linear_weight.to(accumulator).contiguous();
-  const auto linear_bias = p.linear_bias.defined() ? p.linear_bias.to(accumulator).contiguous() : at::Tensor();
+  const auto linear_weight = contiguous_in(accumulator, p.linear_weight);
+  const auto linear_bias = p.linear_bias.defined() ? contiguous_in(accumulator, p.linear_bias) : at::Tensor();
 
   FewOutputs call{};
   call.input = strided(p.input);
@@ -50,35 +58,40 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) 
   call.grad_target = data_or_null(gradients[kTarget]);
   call.wants_weight_gradient = p.mask[kLinearWeight];
   call.past_caches = p.mask[kInput] && static_cast<int64_t>(gradients[kInput].nbytes()) >= kPastCachesBytes;
-  at::Tensor transposed;
-  if (wants_transposed(p.rows, p.in_features, p.out_features)) {
-    transposed = at::zeros({p.in_features, transposed_stride(p.out_features)}, linear_weight.options());
-    transposed.narrow(1, 0, p.out_features).copy_(linear_weight.t());
-    call.linear_weight_transposed = transposed.const_data_ptr();
-  }
 
-  const int64_t block_rows = std::max(kRowsPerBlock, kRowsPerBlockAndOutput * p.out_features);
-  const int64_t blocks = std::clamp<int64_t>(p.rows / block_rows, 1, kMaximumBlocks);
-  const int64_t weights = p.mask[kLinearWeight] ? p.out_features * p.in_features : 0;
-  const auto kernel = find_kernels(dtype_of(p.input), dtype_of(p.target)).few_outputs;
-  const auto sums = sum_blocks(
+  const int64_t size = 1 + p.out_features + (p.mask[kLinearWeight] ? p.out_features * p.in_features : 0);
+  const auto kernels = find_kernels(dtype_of(p.input), dtype_of(p.target));
+  const auto [sums, blocks] = run_blocks(
+      AtenThreads{},
       p.rows,
-      blocks,
+      count_blocks(p, size),
       p.in_features * p.out_features,
-      1 + p.out_features + weights,
+      size,
       few_outputs_scratch_bytes(call),
-      [&](int64_t begin, int64_t end, double* partial, void* scratch) { kernel(call, begin, end, partial, scratch); });
+      [&](int64_t begin, int64_t end, double* partial, void* scratch) {
+        kernels.few_outputs(call, begin, end, partial, scratch);
+      });
 
+  const auto add_up = [&, first = sums.get(), count = blocks](int64_t offset, const at::Tensor& gradient) {
+    void* const to = gradient.mutable_data_ptr();
+    at::parallel_for(0, gradient.numel(), kOperationsPerThread / count + 1, [&](int64_t begin, int64_t end) {
+      kernels.add_up(first + offset, count, size, begin, end, p.weight_gradient_factor, to);
+    });
+  };
   if (p.mask[kLinearBias]) {
-    write_scaled(gradients[kLinearBias], sums.get() + 1, p.weight_gradient_factor);
+    add_up(1, gradients[kLinearBias]);
   }
   if (p.mask[kLinearWeight]) {
-    write_scaled(gradients[kLinearWeight], sums.get() + 1 + p.out_features, p.weight_gradient_factor);
+    add_up(1 + p.out_features, gradients[kLinearWeight]);
   }
-  const auto loss = at::empty({}, p.target.options());
+  double squares = 0;
+  for (int64_t block = 0; block < blocks; ++block) {
+    squares += sums[block * size];
+  }
+  auto loss = empty_result({}, p.target.options());
   const double s = p.weight_sum.defined() ? *p.weight_sum.const_data_ptr<double>() : 1.0;
-  write_scaled(loss, sums.get(), p.loss_factor / s);
-  return {loss, gradients};
+  write_loss(loss, p.loss_factor / s * squares);
+  return {std::move(loss), std::move(gradients)};
 }
 
 } // namespace torchintro::cpu

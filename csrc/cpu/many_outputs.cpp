@@ -1,7 +1,7 @@
 #include "cpu/many_outputs.h"
 
 #include "cpu/call.h"
-#include "cpu/huge_pages.h"
+#include "cpu/gradient_memory.h"
 #include "cpu/products.h"
 #include "cpu/tiles.h"
 #include "loss_per_element.h"
@@ -161,6 +161,7 @@ class Rows {
 
     const int64_t size = 1 + (call.wants_bias_gradient ? outputs : 0);
     const auto sums = sum_blocks(
+        AtenThreads{},
         rows,
         std::clamp<int64_t>(rows * outputs / kBlockElements, 1, kMaximumBlocks),
         outputs,
@@ -191,12 +192,7 @@ class Rows {
 } // namespace
 
 std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(const Problem& p) {
-  auto gradients = empty_gradients(p);
-  for (const auto& gradient : gradients) {
-    if (gradient.defined()) {
-      use_huge_pages(gradient);
-    }
-  }
+  auto gradients = empty_gradients(p, empty_gradient);
   const auto tiles = make_tiles(p);
 
   std::vector<Rows> lanes;

@@ -1,8 +1,9 @@
 """The benchmark: every row of :mod:`torchintro.benchmark.rows`, verified, then timed against plain PyTorch.
 
 The peers of a row run side by side in one process: ``eager`` (plain PyTorch), ``compile`` (the same through
-``torch.compile``) and ``fused`` (this package), beside a probe of what the machine allows at most. A peer whose loss or
-gradient is further from float64's than the eager one's rounding explains fails the run.
+``torch.compile``), ``jax`` (where it is installed) and ``fused`` (this package), beside a probe of what the machine
+allows at most. A peer whose loss or gradient is further from float64's than the eager one's rounding explains fails the
+run.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import _C
+from .grid import DTYPES, FULL_GRID, QUICK_GRID, Plane, run_grid
 from .machine import (
     Limits,
     Probe,
@@ -32,7 +35,7 @@ from .machine import (
 )
 from .memory import extra_peak
 from .peers import Operator, Work, make_work
-from .report import SCHEMA, Bound, RowResult, Verdict, header, machine_lines, row_lines, versus_lines
+from .report import SCHEMA, Bound, RowResult, Verdict, header, json_text, machine_lines, row_lines, versus_lines
 from .rows import Row, count, quick_row, select
 from .timing import FULL, QUICK, Effort, Interruptions, Measurement, interleaved
 
@@ -42,7 +45,18 @@ __all__ = ["main", "run_row"]
 DISTURBED = 60.0
 
 
-def main(device: str = "cpu", rows: list[str] | None = None, json_path: Path | None = None, quick: bool = False) -> int:
+def main(
+    device: str = "cpu",
+    rows: list[str] | None = None,
+    json_path: Path | None = None,
+    quick: bool = False,
+    *,
+    grid: bool = False,
+    dtype: str = "float32",
+    no_rows: bool = False,
+    plot: Path | None = None,
+    record_path: Path | None = None,
+) -> int:
     """Run the benchmark and print it: the command ``torchintro bench``.
 
     Args:
@@ -50,14 +64,23 @@ def main(device: str = "cpu", rows: list[str] | None = None, json_path: Path | N
         rows: Names of rows, or what several begin with; None for all that are meant for the device.
         json_path: Where to write the record of the run.
         quick: Scale everything down to some seconds; the figures then mean nothing, and no target is judged.
+        grid: Also compare the fused operator with plain PyTorch on a grid of shapes, on the GPU for ``"cuda"``.
+        dtype: Of the grid.
+        no_rows: Measure nothing but the grid.
+        plot: A folder for the roofline picture.
+        record_path: Measure nothing: draw the picture of this record.
 
     Returns:
         The exit code: 0, or 1 if a peer was wrong or broke down, or 2 if an argument is wrong. Missing a target is not
         a failure.
     """
     try:
-        chosen = _check_arguments(device, rows, json_path)
-    except ValueError as error:
+        if record_path is not None:
+            if plot is None or rows or json_path or quick or grid or no_rows:
+                raise ValueError("bench: from draws the picture of a record; it takes plot and nothing else")
+            return _draw(_read_record(record_path), plot)
+        chosen = _check_arguments(device, rows, json_path, grid, dtype, no_rows, plot)
+    except (ValueError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2
     no_gpu = _why_no_gpu() if device == "cuda" else ""
@@ -71,43 +94,96 @@ def main(device: str = "cpu", rows: list[str] | None = None, json_path: Path | N
     everywhere = [row for row in chosen if row.device == "cpu"]
     limits: dict[str, Limits | None] = {}
     results: dict[str, list[RowResult]] = {}
-    limits["cpu"], results["cpu"] = _run(everywhere, host, quick=quick, compile=not quick and gpu is None)
+    limits["cpu"], results["cpu"] = _run(everywhere, host, quick=quick, others=not quick and gpu is None)
     if gpu is not None:
-        limits["cuda"], results["cuda"] = _run(chosen, gpu, quick=quick, compile=not quick)
+        limits["cuda"], results["cuda"] = _run(chosen, gpu, quick=quick, others=not quick)
         print("\n".join(versus_lines(results["cpu"], results["cuda"])))
     for row in chosen:
         if row.device == "cuda" and rows and gpu is None:
             print(f"{row.id}: only for --device cuda on a machine with a GPU")
 
+    planes: list[Plane] = []
+    if grid:
+        planes = run_grid(QUICK_GRID if quick else FULL_GRID, gpu or host, DTYPES[dtype])
+
     everything = [result for part in results.values() for result in part]
     print("\n" + "\n".join(_summary(everything, quick)), flush=True)
+    record = {
+        "schema": SCHEMA,
+        "quick": quick,
+        "machine": machine,
+        "limits": {name: measured.record() for name, measured in limits.items() if measured is not None},
+        "rows": [result.record() for result in everything],
+        "grid": [plane.record() for plane in planes],
+    }
     if json_path is not None:
-        record = {
-            "schema": SCHEMA,
-            "quick": quick,
-            "machine": machine,
-            "limits": {name: measured.record() for name, measured in limits.items() if measured is not None},
-            "rows": [result.record() for result in everything],
-        }
-        json_path.write_text(json.dumps(record, indent=1) + "\n")
+        json_path.write_text(json_text(record))
         print(f"written to {json_path}")
-    failed = [result for result in everything if result.failures]
-    for result in failed:
-        print(f"bench: {result.row.id} on {result.device} failed: {result.failures[0]}", file=sys.stderr)
-    return 1 if failed else 0
+    failures = [
+        f"{result.row.id} on {result.device} failed: {result.failures[0]}" for result in everything if result.failures
+    ]
+    failures += [f"grid {plane.name} failed: {sentence}" for plane in planes for sentence in plane.wrong]
+    for failure in failures:
+        print(f"bench: {failure}", file=sys.stderr)
+    if plot is not None:
+        try:
+            _draw(record, plot)
+        except ValueError as error:  # every row failed, or none is a step
+            print(error, file=sys.stderr)
+            return 1
+    return 1 if failures else 0
 
 
-def _check_arguments(device: str, rows: Sequence[str] | None, json_path: Path | None) -> list[Row]:
+def _draw(record: dict[str, Any], folder: Path) -> int:
+    from .roofline import draw
+
+    for path in draw(record, folder):
+        print(f"written to {path}")
+    return 0
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"bench: from must be a record that bench --json wrote, but got {path}: {error}") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise ValueError(f"bench: from must be a record of schema {SCHEMA} that bench --json wrote, but got {path}")
+    return record
+
+
+def _check_arguments(
+    device: str,
+    rows: Sequence[str] | None,
+    json_path: Path | None,
+    grid: bool,
+    dtype: str,
+    no_rows: bool,
+    plot: Path | None,
+) -> list[Row]:
     if device not in ("cpu", "cuda"):
         raise ValueError(f"bench: device must be cpu or cuda, but got {device!r}")
     chosen = select(rows or None)
-    if json_path is not None:  # now, and not after minutes of measuring
+    if dtype not in DTYPES:
+        raise ValueError(f"bench: dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
+    if no_rows and (rows or plot is not None or not grid):
+        raise ValueError("bench: no-rows leaves only the grid; it takes grid, and neither row nor plot")
+    # Now, and not after minutes of measuring.
+    if plot is not None:
+        from .roofline import check_matplotlib
+
+        check_matplotlib()
+        try:
+            plot.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"bench: plot must be a folder that can be written to, but got {plot}: {error}") from None
+    if json_path is not None:
         try:
             json_path.parent.mkdir(parents=True, exist_ok=True)
             json_path.open("a").close()
         except OSError as error:
             raise ValueError(f"bench: json must be a file that can be written, but got {json_path}: {error}") from None
-    return chosen
+    return [] if no_rows else chosen
 
 
 def _why_no_gpu() -> str:
@@ -121,7 +197,7 @@ def _why_no_gpu() -> str:
 
 
 def _run(
-    rows: Sequence[Row], device: torch.device, *, quick: bool, compile: bool
+    rows: Sequence[Row], device: torch.device, *, quick: bool, others: bool
 ) -> tuple[Limits | None, list[RowResult]]:
     """Measure the limits of a device, then the rows, and print each as it is done."""
     if not rows:
@@ -134,7 +210,7 @@ def _run(
     said: set[str] = set()
     for row in rows:
         small = quick_row(row) if quick else row
-        result = run_row(small, device, limits, effort, compile=compile, judge=not quick)
+        result = run_row(small, device, limits, effort, compile=others, jax=others, judge=not quick)
         print("\n".join(row_lines(result, said)), flush=True)
         results.append(result)
         gc.collect()  # the data of a row can hang in a cycle, and the next row needs the memory
@@ -148,6 +224,7 @@ def run_row(
     effort: Effort,
     *,
     compile: bool = True,
+    jax: bool = True,
     judge: bool = True,
     fused: Operator | None = None,
 ) -> RowResult:
@@ -159,6 +236,7 @@ def run_row(
         limits: What the device can do at most.
         effort: How long to measure.
         compile: Whether to include ``torch.compile``.
+        jax: Whether to include JAX.
         judge: Whether to compare with the row's targets.
         fused: What the peer ``"fused"`` of a step calls, by default :func:`torchintro.linear_mse_loss`.
 
@@ -167,7 +245,7 @@ def run_row(
     """
     result = RowResult(row, device.type)
     try:
-        work = make_work(row, device, compile=compile, fused=fused)
+        work = make_work(row, device, compile=compile, jax=jax, fused=fused)
         result.skipped = work.skipped
         result.checks = work.verify()
         result.notes = work.notes
@@ -207,7 +285,7 @@ def _measure_memory(result: RowResult, work: Work) -> None:
 def _measure_time(result: RowResult, work: Work, limits: Limits, effort: Effort) -> None:
     row = result.row
     probe = _probe(work, limits)
-    calls = dict(work.calls)
+    calls = {peer: call for peer, call in work.calls.items() if peer != "jax"}
     if probe is not None:
         probe.call()
         calls[_PROBE] = probe.call
@@ -218,7 +296,11 @@ def _measure_time(result: RowResult, work: Work, limits: Limits, effort: Effort)
         result.notes.append(f"disturbed: other processes took a core {result.interruptions:.0f} times a second")
     if probe is not None:
         result.bound = _bound(row, probe, timed.pop(_PROBE), limits)
-    result.measurements = {peer: measured.scaled(row.scale) for peer, measured in timed.items()}
+    if "jax" in work.calls:
+        # By itself: in turn with PyTorch, the threads of either still look for work while the other is timed.
+        alone = replace(effort, seconds=effort.seconds / len(work.calls))
+        timed.update(interleaved({"jax": work.calls["jax"]}, alone, work.device, cold=work.cold))
+    result.measurements = {peer: timed[peer].scaled(work.scales.get(peer, 1.0)) for peer in work.calls}
 
 
 _PROBE = "probe"  # its name among the peers
@@ -231,7 +313,7 @@ def _probe(work: Work, limits: Limits) -> Probe | None:
     if floor is not None:
         return Probe("W.sum().backward()" if row.limit == "call" else "a study with an empty objective", floor, 1)
     if row.limit in ("read", "copy"):
-        return traffic_probe(row.limit, limits.ways[row.limit], count(row).bytes, work.device)
+        return traffic_probe(row.limit, count(row).bytes, work.device)
     if row.limit == "matrix":
         dtype = limits.matrix_dtype(row.dtype)
         return matrix_probe(dtype, limits.ways[dtype_name(dtype)], limits.matrix_size, work.device)
@@ -262,14 +344,11 @@ def _judge(result: RowResult) -> list[Verdict]:
             other = result.bound.seconds if result.bound else 0.0
         else:
             other = result.measurements[target.of].median if target.of in result.measurements else 0.0
-        comparable = fused > 0 and other > 0
-        verdicts.append(
-            Verdict(
-                target,
-                target.ratio(fused, other) if comparable else None,
-                target.met(fused, other) if comparable else None,
-            )
-        )
+        if fused > 0 and other > 0:
+            best = target.ratio(result.bound.seconds, other) if result.bound and target.of != "limit" else None
+            verdicts.append(Verdict(target, target.ratio(fused, other), target.met(fused, other), best))
+        else:
+            verdicts.append(Verdict(target, None, None))
     return verdicts
 
 
@@ -293,6 +372,8 @@ def _summary(results: Sequence[RowResult], quick: bool) -> list[str]:
         for status in ("failed", "short of target")
     )
     judged = sum(any(verdict.met is not None for verdict in result.verdicts) for result in results)
+    if not results:
+        return []
     lines = [f"{len(results)} rows, {len(results) - len(failed)} verified against float64"]
     if failed:
         lines.append(f"FAILED: {', '.join(failed)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import platform
 import shlex
@@ -28,18 +29,26 @@ __all__ = [
     "matrix_probe",
     "measure_limits",
     "traffic_probe",
+    "traffic_probes",
 ]
 
+_PAGE = 1024
+
+# What reads fastest differs from machine to machine, and between the caches and memory.
 READERS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": torch.sum,
     "vector_norm": torch.linalg.vector_norm,
     "dot": lambda x: torch.dot(x, x),
-    "amax": torch.amax,
+    # A matrix of a page a row by a vector that stays in the cache, and the other way around.
+    "mv": lambda x: torch.mv(x.view(-1, _PAGE), x[:_PAGE]),
+    "mv_t": lambda x: torch.mv(x.view(-1, _PAGE).t(), x[: x.numel() // _PAGE]),
 }
 COPIERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "copy_": lambda to, x: to.copy_(x),
     "neg": lambda to, x: torch.neg(x, out=to),
 }
+_CHOICE = Effort(block=0.002, seconds=0.1, rounds=(3, 7))  # to choose the way for one row
+
 # Where a dtype's own products are emulated, or so slow that measuring them takes minutes, float32's rate is the limit.
 MATRIX_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -121,15 +130,21 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def traffic_probe(limit: str, way: str, size: int, device: torch.device) -> Probe:
-    """Return a probe that reads ``size`` bytes, or for ``"copy"`` reads half of them and writes as many."""
+def traffic_probes(limit: str, size: int, device: torch.device) -> list[Probe]:
+    """Return a probe for each way of reading ``size`` bytes, or for ``"copy"`` of reading half and writing as many."""
     if limit == "copy":
         x = torch.ones(max(1, size // 8), device=device)
-        to, copier = torch.empty_like(x), COPIERS[way]
-        return Probe(way, lambda: copier(to, x), 2 * x.nbytes)
-    x = torch.ones(max(1, size // 4), device=device)
-    reader = READERS[way]
-    return Probe(way, lambda: reader(x), x.nbytes)
+        to = torch.empty_like(x)
+        return [Probe(way, functools.partial(copier, to, x), 2 * x.nbytes) for way, copier in COPIERS.items()]
+    x = torch.ones(max(1, size // (4 * _PAGE)) * _PAGE, device=device)
+    return [Probe(way, functools.partial(reader, x), x.nbytes) for way, reader in READERS.items()]
+
+
+def traffic_probe(limit: str, size: int, device: torch.device) -> Probe:
+    """Return the fastest of :func:`traffic_probes` for this many bytes."""
+    probes = traffic_probes(limit, size, device)
+    _, probe = _fastest(probes, _CHOICE, device)
+    return probe
 
 
 def matrix_probe(dtype: torch.dtype, way: str, size: int, device: torch.device) -> Probe:
@@ -144,21 +159,28 @@ def measure_limits(device: torch.device, effort: Effort, *, quick: bool) -> Limi
     ways: dict[str, str] = {}
 
     def fastest(name: str, probes: list[Probe]) -> float:
-        timed = interleaved({probe.way: probe.call for probe in probes}, effort, device)
-        # A limit is what was reached once, not what is reached on average.
-        rates = {probe.way: probe.amount / min(timed[probe.way].samples) for probe in probes}
-        ways[name] = max(rates, key=lambda way: rates[way])
-        return rates[ways[name]]
+        rate, probe = _fastest(probes, effort, device)
+        ways[name] = probe.way
+        return rate
 
     size = (1 << 24) if quick else (1 << 28) if device.type == "cpu" else (1 << 30)
-    read = fastest("read", [traffic_probe("read", way, size, device) for way in READERS])
-    copy = fastest("copy", [traffic_probe("copy", way, size, device) for way in COPIERS])
+    read = fastest("read", traffic_probes("read", size, device))
+    copy = fastest("copy", traffic_probes("copy", size, device))
     side = 256 if quick else 2048 if device.type == "cpu" else 8192
     matrix = {}
     for dtype in MATRIX_DTYPES:
         probes = [matrix_probe(dtype, way, side, device) for way in PRODUCTS if _works(way, dtype, device)]
         matrix[dtype] = fastest(dtype_name(dtype), probes)
     return Limits(read, copy, matrix, side, ways)
+
+
+def _fastest(probes: list[Probe], effort: Effort, device: torch.device) -> tuple[float, Probe]:
+    """Return the greatest rate that any of the probes reached, and which."""
+    timed = interleaved({probe.way: probe.call for probe in probes}, effort, device)
+    # A limit is what was reached once, not what is reached on average.
+    rates = [probe.amount / min(timed[probe.way].samples) for probe in probes]
+    rate = max(rates)
+    return rate, probes[rates.index(rate)]
 
 
 def _works(way: str, dtype: torch.dtype, device: torch.device) -> bool:

@@ -1,27 +1,31 @@
-"""What the peers of a row do, and the proof that they do it right: the same work once more in float64."""
+"""What the peers of a row do, and the proof that they do it right: the same work once more in float64.
+
+Steps are here; training runs and studies, which follow the same plan, in :mod:`torchintro.benchmark.runs`.
+"""
 
 from __future__ import annotations
 
 import abc
-import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import functional, reference
-from ..training import fit, initial_linear
+from ..training import initial_linear
+from . import jax_peers
 from .rows import Row
 from .timing import Call
 
-__all__ = ["Check", "Operator", "StepWork", "Work", "make_work"]
+__all__ = ["Check", "Operator", "Outcome", "StepWork", "Work", "make_work", "relative_error"]
 
 Operator: TypeAlias = "Callable[..., Tensor]"
 Outcome: TypeAlias = "dict[str, Tensor]"
+T = TypeVar("T")
 
 # The fused peer may round this much worse than the baseline does, plus this many units of the dtype: the baseline's
 # error can be small by luck, and one rounding of the result is nobody's fault.
@@ -66,6 +70,7 @@ class Work(abc.ABC):
         device: Where it runs.
         calls: The peers that can run here; a call of any is one sample of what the row measures.
         skipped: Why the others cannot.
+        scales: By how much the time of a call is multiplied, for peers that do another share of the row than others.
         notes: What a reader should know besides.
     """
 
@@ -77,6 +82,7 @@ class Work(abc.ABC):
         self.generator = torch.Generator(device).manual_seed(0)
         self.calls: dict[str, Call] = {}
         self.skipped: dict[str, str] = {}
+        self.scales: dict[str, float] = {}
         self.notes: list[str] = [row.note] if row.note else []
 
     def verify(self) -> dict[str, dict[str, Check]]:
@@ -101,6 +107,17 @@ class Work(abc.ABC):
 
     def floor(self) -> Call | None:
         """Return what takes the least time that the row can take, if the row's limit is of that kind."""
+        return None
+
+    def _make_jax(self, wanted: bool, make: Callable[[], T]) -> T | None:
+        """Return JAX's side of the row, or None and the reason among those skipped."""
+        reason = jax_peers.why_not(self.device) if wanted else "JAX is left out of this run"
+        if not reason:
+            try:
+                return make()
+            except Exception as error:  # whatever XLA raises
+                reason = f"JAX failed here: {_first_line(error)}"
+        self.skipped["jax"] = reason
         return None
 
     @abc.abstractmethod
@@ -131,20 +148,25 @@ class Work(abc.ABC):
         return X, y
 
 
-def make_work(row: Row, device: torch.device, *, compile: bool = True, fused: Operator | None = None) -> Work:
+def make_work(
+    row: Row, device: torch.device, *, compile: bool = True, jax: bool = True, fused: Operator | None = None
+) -> Work:
     """Make the data and the peers of a row.
 
     Args:
         row: The record; a memory row is verified as the step that it is.
         device: Where.
         compile: Whether ``torch.compile`` may be one of the peers.
+        jax: Whether JAX may.
         fused: What the peer ``"fused"`` of a step calls, by default :func:`torchintro.linear_mse_loss`.
     """
+    from .runs import FitWork, StudyWork
+
     if row.kind == "fit":
-        return _FitWork(row, device)
+        return FitWork(row, device, jax)
     if row.kind == "study":
-        return _StudyWork(row, device)
-    return StepWork(row, device, compile, fused or functional.linear_mse_loss)
+        return StudyWork(row, device, jax)
+    return StepWork(row, device, compile, jax, fused or functional.linear_mse_loss)
 
 
 def _chunks(row: Row) -> Iterator[slice]:
@@ -153,7 +175,13 @@ def _chunks(row: Row) -> Iterator[slice]:
         yield slice(start, min(row.rows, start + size))
 
 
-def _relative_error(result: Tensor, exact: Tensor) -> float:
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[0].strip()
+
+
+def relative_error(result: Tensor, exact: Tensor) -> float:
+    """Return the distance of a result to the exact one, divided by that one's norm."""
     difference = torch.linalg.vector_norm(result.double() - exact)
     return float(difference / torch.linalg.vector_norm(exact))
 
@@ -161,7 +189,7 @@ def _relative_error(result: Tensor, exact: Tensor) -> float:
 class StepWork(Work):
     """Loss and gradients of one batch, by the operator."""
 
-    def __init__(self, row: Row, device: torch.device, compile: bool, fused: Operator) -> None:
+    def __init__(self, row: Row, device: torch.device, compile: bool, jax: bool, fused: Operator) -> None:
         super().__init__(row, device)
         self.cold = row.limit != "call"
         X, y = self._data()
@@ -177,6 +205,10 @@ class StepWork(Work):
         for peer in row.peers:
             if peer == "compile":
                 self._add_compiled(compile)
+            elif peer == "jax":
+                step = self._make_jax(jax, lambda: jax_peers.JaxStep(self.tensors, row.gradients))
+                if step is not None:
+                    self.calls[peer] = step
             else:
                 self.calls[peer] = self._step(operators[peer])
 
@@ -222,13 +254,15 @@ class StepWork(Work):
             step = self._step(torch.compile(reference.linear_mse_loss, dynamic=False))
             step()
         except Exception as error:  # whatever the compiler behind torch.compile raises
-            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            self.skipped["compile"] = f"torch.compile failed here: {lines[0].strip()}"
+            self.skipped["compile"] = f"torch.compile failed here: {_first_line(error)}"
         else:
             self.calls["compile"] = step
 
     def _outcome(self, peer: str) -> Outcome:
-        loss = self.calls[peer]()
+        step = self.calls[peer]
+        if isinstance(step, jax_peers.JaxStep):
+            return step.outcome()
+        loss = step()
         if not isinstance(loss, Tensor):
             raise TypeError(f"bench: {peer} must return the loss, but got {type(loss).__name__}")
         gradients = {name: leaf.grad for name, leaf in self.leaves.items()}
@@ -259,7 +293,7 @@ class StepWork(Work):
                     distance[peer][name] += float((outcome[name][rows].double() - exact[name]).square().sum())
         errors: dict[str, dict[str, float]] = {}
         for peer, outcome in outcomes.items():
-            errors[peer] = {name: _relative_error(outcome[name], sums[name]) for name in whole}
+            errors[peer] = {name: relative_error(outcome[name], sums[name]) for name in whole}
             errors[peer].update((name, math.sqrt(distance[peer][name] / norm[name])) for name in by_row)
         return errors
 
@@ -280,194 +314,3 @@ class StepWork(Work):
         share = total / (self.row.rows * self.row.out_features)
         gradients = torch.autograd.grad(share, leaves)
         return {"loss": share.detach(), **dict(zip(self.leaves, gradients, strict=True))}
-
-
-Batches: TypeAlias = "Callable[[Tensor, Tensor], Iterator[tuple[Tensor, Tensor]]]"
-
-
-def _all_rows(X: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    yield X, y
-
-
-def _slices(size: int, X: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, X.shape[0], size):
-        yield X[start : start + size], y[start : start + size]
-
-
-def _shuffled(size: int, X: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    order = torch.randperm(X.shape[0], generator=torch.Generator().manual_seed(0)).to(X.device)
-    for rows in torch.split(order, size):
-        yield X[rows], y[rows]
-
-
-def _train(model: nn.Linear, X: Tensor, y: Tensor, lr: float, epochs: int, batches: Batches = _all_rows) -> Tensor:
-    """Train as the introduction does, by hand; return the last loss."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    loss = torch.tensor(math.nan)
-    for _ in range(epochs):
-        for X_batch, y_batch in batches(X, y):
-            optimizer.zero_grad()
-            loss = F.mse_loss(model(X_batch), y_batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    return loss.detach()
-
-
-class _FitWork(Work):
-    """A training run, whose results are the parameters that it ends with."""
-
-    def __init__(self, row: Row, device: torch.device) -> None:
-        super().__init__(row, device)
-        self.lr = 0.01
-        self.X, self.y = self._data()
-        self.initial = initial_linear(row.in_features, row.out_features, seed=0, dtype=row.dtype).to(device)
-        self.model = initial_linear(row.in_features, row.out_features, dtype=row.dtype).to(device)
-        self.batches: dict[str, Batches] = {
-            "eager": _all_rows,
-            "eager slices": functools.partial(_slices, row.batch_size),
-            "eager shuffled": functools.partial(_shuffled, row.batch_size),
-        }
-        self.shuffled: Batches = self.batches["eager shuffled"] if row.batch_size else _all_rows
-        self.engine = ""
-        makers: dict[str, Call] = {"fit reference": self._fitted("reference"), "fused": self._fitted("auto")}
-        for peer in row.peers:
-            self.calls[peer] = makers[peer] if peer in makers else self._by_hand(self.batches[peer])
-
-    def inputs(self) -> tuple[Tensor, Tensor]:
-        return self.X, self.y
-
-    def verify(self) -> dict[str, dict[str, Check]]:
-        checks = super().verify()
-        self.notes.append(f'fused is fit(engine="auto"), which ran {self.engine!r}')
-        return checks
-
-    def _by_hand(self, batches: Batches) -> Call:
-        return lambda: _train(self.model, self.X, self.y, self.lr, self.row.epochs, batches)
-
-    def _fitted(self, engine: str) -> Call:
-        batch_size = self.row.batch_size or None
-
-        def run() -> None:
-            self.engine = fit(
-                self.model,
-                self.X,
-                self.y,
-                lr=self.lr,
-                epochs=self.row.epochs,
-                batch_size=batch_size,
-                engine=engine,
-                seed=0,
-            ).engine
-
-        return run
-
-    def _outcome(self, peer: str) -> Outcome:
-        self.model.load_state_dict(self.initial.state_dict())
-        self.calls[peer]()
-        return {"parameters": self._flat(self.model)}
-
-    def _errors(self, outcomes: dict[str, Outcome]) -> dict[str, dict[str, float]]:
-        X, y = self.X.double(), self.y.double()
-
-        @functools.cache
-        def exact(batches: Batches) -> Tensor:
-            model = nn.Linear(self.row.in_features, self.row.out_features).to(self.device, torch.float64)
-            model.load_state_dict(self.initial.state_dict())
-            _train(model, X, y, self.lr, self.row.epochs, batches)
-            return self._flat(model)
-
-        return {
-            peer: {"parameters": _relative_error(found["parameters"], exact(self.batches.get(peer, self.shuffled)))}
-            for peer, found in outcomes.items()
-        }
-
-    @staticmethod
-    def _flat(model: nn.Linear) -> Tensor:
-        # One vector, because a bias that is trained towards zero has no relative error of its own.
-        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-
-class _StudyWork(Work):
-    """An Optuna study over the learning rate, whose results are the losses of its trials."""
-
-    LR = (1e-4, 1e-1)
-
-    def __init__(self, row: Row, device: torch.device) -> None:
-        super().__init__(row, device)
-        from ..tuning import tune  # brings Optuna, which takes a second to import
-
-        self.trials, self.epochs = row.measured or (row.trials, row.epochs)
-        if row.measured:
-            self.notes.append(
-                f"not run in full: times of {self.trials} trials x {self.epochs} epochs, scaled up by {row.scale:.0f}"
-            )
-        self.X, self.y = self._data()
-        self.study: Any = None
-        tuned = functools.partial(tune, self.X, self.y, n_trials=self.trials, epochs=self.epochs, lr=self.LR, seed=0)
-
-        def tuned_by(engine: str) -> Call:
-            def run() -> None:
-                self.study = tuned(engine=engine)
-
-            return run
-
-        calls: dict[str, Call] = {
-            "eager": lambda: self._optimize(self._train_eagerly),
-            "fit reference": tuned_by("reference"),
-            "fused": tuned_by("auto"),
-        }
-        self.calls = {peer: calls[peer] for peer in row.peers}
-
-    def inputs(self) -> tuple[Tensor, Tensor]:
-        return self.X, self.y
-
-    def verify(self) -> dict[str, dict[str, Check]]:
-        checks = super().verify()
-        engines = {trial.user_attrs.get("engine") for trial in self.study.trials} - {None}
-        self.notes.append(f'fused is tune(engine="auto"), which ran {", ".join(map(repr, sorted(engines)))}')
-        return checks
-
-    def floor(self) -> Call | None:
-        return (lambda: self._optimize(lambda lr: lr)) if self.row.limit == "empty" else None
-
-    def _initial(self) -> nn.Linear:
-        row = self.row
-        return initial_linear(row.in_features, row.out_features, seed=0, dtype=row.dtype).to(self.device)
-
-    def _train_eagerly(self, lr: float) -> float:
-        return _train(self._initial(), self.X, self.y, lr, self.epochs).item()
-
-    def _optimize(self, value: Callable[[float], float]) -> None:
-        """Run the study that a user would write without this package."""
-        import optuna
-
-        verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        try:
-            self.study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
-            low, high = self.LR
-            self.study.optimize(
-                lambda trial: value(trial.suggest_float("lr", low, high, log=True)), n_trials=self.trials
-            )
-        finally:
-            optuna.logging.set_verbosity(verbosity)
-
-    def _outcome(self, peer: str) -> Outcome:
-        self.calls[peer]()
-        trials = [(trial.params["lr"], trial.value) for trial in self.study.trials]
-        lrs, losses = torch.tensor(trials, dtype=torch.float64).unbind(1)
-        return {"lr": lrs, "loss": losses}
-
-    def _errors(self, outcomes: dict[str, Outcome]) -> dict[str, dict[str, float]]:
-        X, y = self.X.double(), self.y.double()
-
-        @functools.cache
-        def exact(lr: float) -> float:
-            return _train(self._initial().double(), X, y, lr, self.epochs).item()
-
-        # Each peer is judged at its own learning rates: a rounding error can make the sampler go another way.
-        errors = {}
-        for peer, outcome in outcomes.items():
-            losses = torch.tensor([exact(lr) for lr in outcome["lr"].tolist()], dtype=torch.float64)
-            errors[peer] = {"loss": _relative_error(outcome["loss"], losses)}
-        return errors

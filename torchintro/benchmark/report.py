@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,7 +13,19 @@ from .peers import Check
 from .rows import Row, Target, count
 from .timing import Measurement
 
-__all__ = ["SCHEMA", "Bound", "RowResult", "Verdict", "header", "machine_lines", "row_lines", "versus_lines"]
+__all__ = [
+    "SCHEMA",
+    "Bound",
+    "RowResult",
+    "Verdict",
+    "header",
+    "json_text",
+    "machine_lines",
+    "ratio_text",
+    "row_lines",
+    "time_text",
+    "versus_lines",
+]
 
 SCHEMA = 1  # of the JSON record; counts up when a field changes its meaning or goes
 
@@ -48,16 +62,32 @@ class Bound:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target beside what was measured; ``ratio`` is None where the comparison was not made."""
+    """A target beside what was measured.
+
+    Attributes:
+        target: The claim.
+        ratio: What was measured; None where the comparison was not made.
+        met: Whether that keeps the bound.
+        best: The ratio of a peer that takes the least time that the machine allows, where a limit was measured.
+    """
 
     target: Target
     ratio: float | None
     met: bool | None
+    best: float | None = None
+
+    @property
+    def possible(self) -> bool | None:
+        """Whether this machine's own limit allows the target, as far as it was measured."""
+        return None if self.best is None else self.target.met_by(self.best)
 
     def __str__(self) -> str:
         if self.ratio is None:
             return f"{self.target} (not judged)"
-        return f"{self.target}: {_ratio(self.ratio)}x{'' if self.met else ', short of target'}"
+        if self.met:
+            return f"{self.target}: {ratio_text(self.ratio)}x"
+        reason = f" (this machine's limit allows {ratio_text(self.best)}x)" if self.best and not self.possible else ""
+        return f"{self.target}, short of target: {ratio_text(self.ratio)}x{reason}"
 
 
 @dataclass
@@ -121,8 +151,15 @@ class RowResult:
 
 
 def _target_record(target: Target, verdict: Verdict | None) -> dict[str, Any]:
-    outcome = {"ratio": verdict.ratio, "met": verdict.met} if verdict else {"ratio": None, "met": None}
-    return {**asdict(target), "text": str(target), **outcome}
+    verdict = verdict or Verdict(target, None, None)
+    return {
+        **asdict(target),
+        "text": str(target),
+        "ratio": verdict.ratio,
+        "met": verdict.met,
+        "limit_allows": verdict.best,
+        "possible": verdict.possible,
+    }
 
 
 def _statistics(measured: Measurement) -> dict[str, Any]:
@@ -134,6 +171,13 @@ def _statistics(measured: Measurement) -> dict[str, Any]:
         "calls_per_sample": measured.calls,
         "samples": list(measured.samples),
     }
+
+
+def json_text(record: dict[str, Any]) -> str:
+    """Return a record as JSON with lists of plain values on one line each, so that it can be read and compared."""
+    text = json.dumps(record, indent=1)
+    # No string holds a line break, so that none is changed.
+    return re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text) + "\n"
 
 
 def machine_lines(machine: dict[str, Any]) -> list[str]:
@@ -183,7 +227,7 @@ def row_lines(result: RowResult, said: set[str]) -> list[str]:
     if not lines:
         lines.append(_line(label))
     if result.bound is not None:
-        lines.append(_line(["", f"limit: {result.bound.name}", "", _time(result.bound.seconds)]))
+        lines.append(_line(["", f"limit: {result.bound.name}", "", time_text(result.bound.seconds)]))
     remarks = [f"also {verdict}" for verdict in verdicts]
     sentences = [*result.skipped.values(), *result.notes]
     if row.kind == "memory":
@@ -197,15 +241,15 @@ def row_lines(result: RowResult, said: set[str]) -> list[str]:
 
 def _cells(result: RowResult, peer: str, baseline: Measurement | None) -> list[str]:
     row, measured = result.row, result.measurements[peer]
-    ratio = _ratio(baseline.median / measured.median) + "x" if baseline and measured.median else "-"
+    ratio = ratio_text(baseline.median / measured.median) + "x" if baseline and measured.median else "-"
     if row.kind == "memory":
         return [f"{measured.median / 2**20:.1f} MiB", f"{measured.spread / 2**20:.1f} MiB", ratio, "-", "-", "-"]
     need = count(row)
     # Where overhead is all there is, a rate is no information.
     rates = [f"{amount / measured.median / 1e9:.1f}" for amount in (need.bytes, need.operations)]
     return [
-        _time(measured.median),
-        _time(measured.spread),
+        time_text(measured.median),
+        time_text(measured.spread),
         ratio,
         *(rates if row.limit in ("read", "copy", "matrix") else ["-", "-"]),
         f"{result.bound.seconds / measured.median:.0%}" if result.bound else "-",
@@ -225,8 +269,8 @@ def versus_lines(cpu: Sequence[RowResult], gpu: Sequence[RowResult]) -> list[str
         if "fused" not in host.measurements or "fused" not in device.measurements:
             continue
         here, there = host.measurements["fused"].median, device.measurements["fused"].median
-        cells = [host.row.id, host.row.work, _time(here), _time(there), _ratio(here / there) + "x"]
-        cells += [_time(device.transfer_seconds), _ratio(here / (there + device.transfer_seconds)) + "x"]
+        cells = [host.row.id, host.row.work, time_text(here), time_text(there), ratio_text(here / there) + "x"]
+        cells += [time_text(device.transfer_seconds), ratio_text(here / (there + device.transfer_seconds)) + "x"]
         lines.append(_line(cells, widths, left=2))
     if not lines:
         return []
@@ -245,7 +289,8 @@ def _line(cells: Sequence[str], widths: Sequence[int] = _WIDTHS, left: int = _LE
     return "  ".join(cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in pairs)
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """Return a time in milliseconds, or seconds if it is long."""
     if seconds >= 10:
         return f"{seconds:.1f} s"
     milliseconds = seconds * 1e3
@@ -253,7 +298,8 @@ def _time(seconds: float) -> str:
     return f"{milliseconds:.{digits}f} ms"
 
 
-def _ratio(value: float) -> str:
+def ratio_text(value: float) -> str:
+    """Return a ratio with as many digits as mean something."""
     return (
         f"{value:.3f}"
         if value < 0.1

@@ -34,7 +34,10 @@ class Target:
 
     def met(self, fused: float, other: float) -> bool:
         """Say whether the two figures keep the bound."""
-        ratio = self.ratio(fused, other)
+        return self.met_by(self.ratio(fused, other))
+
+    def met_by(self, ratio: float) -> bool:
+        """Say whether a ratio keeps the bound."""
         if self.at_most is not None:
             return ratio <= self.at_most
         return self.at_least is not None and ratio >= self.at_least
@@ -66,7 +69,8 @@ class Row:
         epochs: Passes over the rows of a training run.
         trials: Training runs of a study.
         batch_size: Rows of a mini-batch; 0 for the full batch.
-        measured: ``(trials, epochs)`` that are really run; the time is then scaled up in proportion.
+        measured: ``(trials, epochs)`` that are really run, by peers whose time grows with both; their time is then
+            scaled up in proportion.
         note: Printed below the row.
     """
 
@@ -77,7 +81,7 @@ class Row:
     out_features: int = 1
     dtype: torch.dtype = torch.float32
     gradients: tuple[str, ...] = ("linear_weight", "linear_bias")
-    peers: tuple[str, ...] = ("eager", "compile", "fused")
+    peers: tuple[str, ...] = ("eager", "compile", "jax", "fused")
     limit: str = "read"
     targets: tuple[Target, ...] = ()
     device: str = "cpu"
@@ -86,11 +90,6 @@ class Row:
     batch_size: int = 0
     measured: tuple[int, int] | None = None
     note: str = ""
-
-    @property
-    def scale(self) -> float:
-        """By how much the time of what is run is multiplied."""
-        return 1.0 if self.measured is None else self.trials * self.epochs / (self.measured[0] * self.measured[1])
 
     @property
     def work(self) -> str:
@@ -149,11 +148,20 @@ def count(row: Row) -> Count:
 
 
 _WITH_INPUT = ("input", "linear_weight", "linear_bias")
-_FIT_PEERS = ("eager", "fit reference", "fused")
+_FIT_PEERS = ("eager", "fit reference", "jax", "fused")
 
 ROWS: tuple[Row, ...] = (
     Row("P1", "step", 100, 1, limit="call", targets=(Target("eager", at_most=0.52),)),
-    Row("P2", "fit", 100, 1, epochs=100, peers=_FIT_PEERS, limit="", targets=(Target("eager", at_least=1000),)),
+    Row(
+        "P2",
+        "fit",
+        100,
+        1,
+        epochs=100,
+        peers=_FIT_PEERS,
+        limit="",
+        targets=(Target("eager", at_least=1000), Target("jax", at_least=10)),
+    ),
     Row(
         "P3",
         "study",
@@ -210,7 +218,7 @@ ROWS: tuple[Row, ...] = (
         64,
         epochs=100,
         trials=20,
-        peers=("eager", "fused"),
+        peers=("eager", "jax", "fused"),
         limit="",
         targets=(Target("eager", at_least=900),),
         measured=(2, 3),
@@ -222,7 +230,7 @@ ROWS: tuple[Row, ...] = (
         MILLION,
         64,
         batch_size=1024,
-        peers=("eager shuffled", "eager slices", "fit reference", "fused"),
+        peers=("eager shuffled", "eager slices", "fit reference", "jax", "fused"),
         targets=(Target("eager slices", at_least=8), Target("eager shuffled", at_least=8)),
         note="slices are taken in the order of the rows; all others shuffle",
     ),
@@ -278,7 +286,7 @@ ROWS: tuple[Row, ...] = (
         64,
         epochs=100,
         trials=20,
-        peers=("eager", "fused"),
+        peers=("eager", "jax", "fused"),
         device="cuda",
         limit="",
         targets=(Target("eager", at_least=500),),

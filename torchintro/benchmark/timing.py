@@ -34,6 +34,7 @@ class Effort:
 
 
 FULL = Effort(block=0.02, seconds=3.0, rounds=(5, 25))
+_SLOW = 0.1  # seconds
 QUICK = Effort(block=0.0005, seconds=0.05, rounds=(3, 5))
 
 
@@ -98,7 +99,7 @@ def interleaved(
         costs = {name: max(sampler(calls[name], 1) for _ in range(2)) for name in names}
     else:
         sampler = _clock_on(device)
-        costs = {name: min(sampler(calls[name], 1) for _ in range(3)) for name in names}
+        costs = {name: _cost(sampler, calls[name]) for name in names}
         repeats = {name: max(1, math.ceil(effort.block / costs[name])) for name in names}
     round_cost = sum(costs[name] * repeats[name] for name in names)
     rounds = max(effort.rounds[0], min(effort.rounds[1], int(effort.seconds / round_cost)))
@@ -112,6 +113,13 @@ def interleaved(
                     calls[name]()
                 samples[name].append(sampler(calls[name], repeats[name]))
     return {name: Measurement(tuple(samples[name]), repeats[name]) for name in names}
+
+
+def _cost(sampler: Callable[[Call, int], float], call: Call) -> float:
+    """Return about what one call takes."""
+    first = sampler(call, 1)
+    # Of a slow call one look is enough to see that it fills a sample.
+    return first if first > _SLOW else min(first, sampler(call, 1), sampler(call, 1))
 
 
 class Interruptions:

@@ -20,7 +20,7 @@ struct Scratch {
   A* t; // [o][panel]: the target
   A* v; // [o][panel]: the weights
   A* x; // narrow: [d][panel];  wide: [panel][d], rows that are not contiguous accumulators already
-  A* dx; // narrow: [d][panel];  wide: a row of zeros, for the tile's rows behind the panel's last
+  A* dx; // narrow: [d][panel]
   int64_t dw_size, dw_stride, x_stride;
 
   TORCHINTRO_INLINE Scratch lay_out(const FewOutputs& a, int64_t panel, bool narrow, void* memory) {
@@ -53,7 +53,15 @@ TORCHINTRO_INLINE void load_operand(
   const U* data = static_cast<const U*>(from.data);
   const U* end = data + (row_end - 1) * from.row_stride + (columns - 1) * from.column_stride + 1;
   load_by_columns<U>(
-      data + row * from.row_stride, from.row_stride, from.column_stride, end, rows, padded_rows, columns, to, to_stride);
+      data + row * from.row_stride,
+      from.row_stride,
+      from.column_stride,
+      end,
+      rows,
+      padded_rows,
+      columns,
+      to,
+      to_stride);
 }
 
 template <typename A>
@@ -79,7 +87,13 @@ TORCHINTRO_INLINE void add_squares(Doubles<A>& sum, Vector<A> difference, Vector
 // p -> g for `rows` rows of a panel, zeros in the rows behind them; the loss and db are added to `loss` and `db`.
 template <typename A>
 TORCHINTRO_FUNCTION void residuals(
-    const FewOutputs& a, const Scratch<A>& s, int64_t rows, int64_t padded_rows, int64_t panel, Doubles<A>& loss, double* db) {
+    const FewOutputs& a,
+    const Scratch<A>& s,
+    int64_t rows,
+    int64_t padded_rows,
+    int64_t panel,
+    Doubles<A>& loss,
+    double* db) {
   constexpr int64_t L = kLanes<A>;
   const A* bias = static_cast<const A*>(a.linear_bias);
   const A scale = static_cast<A>(a.residual_scale);
@@ -124,16 +138,22 @@ TORCHINTRO_INLINE void copy_rows(
   }
 }
 
-// row_of[r] for the panel's rows, then for those up to the tile's end, which are zeros.
+// What to ask for while a panel is worked on: the rows of the next one, where they lie side by side.
 template <typename T>
-TORCHINTRO_INLINE void find_rows(
-    const T* first, int64_t stride, int64_t rows, int64_t padded_rows, const void* zeros, const T** row_of) {
-  for (int64_t r = 0; r < rows; ++r) {
-    row_of[r] = first + r * stride;
+TORCHINTRO_INLINE Ahead panel_ahead(const FewOutputs& a, int64_t row, int64_t row_end, int64_t panel) {
+  const bool side_by_side = a.input.column_stride == 1 && a.input.row_stride == a.in_features;
+  if (!side_by_side || row >= row_end) {
+    return {};
   }
-  for (int64_t r = rows; r < padded_rows; ++r) {
-    row_of[r] = static_cast<const T*>(zeros);
-  }
+  const int64_t rows = row_end - row < panel ? row_end - row : panel;
+  const T* first = static_cast<const T*>(a.input.data) + row * a.input.row_stride;
+  // Steps of dot products and of the weight gradient: one for kTile products of vectors.
+  const int64_t bytes = rows * a.in_features * static_cast<int64_t>(sizeof(T));
+  const int64_t products = rows * a.in_features / kLanes<Accumulator<T>> * a.out_features;
+  const int64_t dx = a.grad_input ? products / a.out_features / (a.out_features == 1 ? 4 : kTile) : 0;
+  const int64_t steps = products / kTile * (a.wants_weight_gradient ? 2 : 1) + dx + 1;
+  const char* from = reinterpret_cast<const char*>(first);
+  return {from, from + bytes, bytes / steps + 1};
 }
 
 template <typename A>
@@ -149,51 +169,34 @@ TORCHINTRO_TARGET void few_outputs(
   using A = Accumulator<T>;
   const bool narrow = a.in_features <= kNarrowFeatures;
   // 16-bit rows are converted as they are used where that is twice, and once beforehand where it is more often.
-  const bool direct = a.input.column_stride == 1 && (sizeof(T) == sizeof(A) || a.out_features == 1);
+  const bool usable = a.input.column_stride == 1 && (sizeof(T) == sizeof(A) || a.out_features == 1);
   const int64_t features = a.in_features, outputs = a.out_features, panel = panel_rows(a);
   const int64_t tile = narrow ? kNarrowTileRows * kLanes<A> : kTile;
   const int64_t run_rows = narrow ? kNarrowRunRows : kWideRunRows;
   const auto s = Scratch<A>::lay_out(a, panel, narrow, scratch);
   const A* w = static_cast<const A*>(a.linear_weight);
-  const A* wt = static_cast<const A*>(a.linear_weight_transposed);
   double* sums = partial + 1 + outputs;
-  set_zero(partial, 1 + outputs + (a.wants_weight_gradient ? outputs * features : 0));
-  set_zero(s.dw, s.dw_size);
-  if (!narrow) {
-    set_zero(s.dx, features);
-  }
+  set_zero(partial, 1 + outputs);
   Doubles<A> loss{};
-  int64_t run = 0;
+  int64_t run = 0; // rows in dw
+  bool fresh = true; // nothing is in sums yet
 
   for (int64_t row = row_begin; row < row_end; row += panel) {
     const int64_t rows = row_end - row < panel ? row_end - row : panel;
     const int64_t padded_rows = round_up(rows, tile);
-    const A* copied_rows[64];
-    const T* rows_as_they_are[64];
+    Ahead ahead = panel_ahead<T>(a, row + panel, row_end, panel);
+    // Rows that do not fill a tile are copied too, with zeros behind them.
+    const bool direct = !narrow && usable && rows == padded_rows;
+    const T* x = static_cast<const T*>(a.input.data) + row * a.input.row_stride;
     if (narrow) {
       load_operand<T>(a.input, row, row_end, rows, padded_rows, features, s.x, panel);
       narrow_predict<A>(s.x, w, features, outputs, padded_rows, panel, s.p);
     } else if (direct) {
-      const T* first = static_cast<const T*>(a.input.data) + row * a.input.row_stride;
-      find_rows<T>(first, a.input.row_stride, rows, padded_rows, s.dx, rows_as_they_are);
-      if constexpr (sizeof(T) == sizeof(A)) {
-        if (wt) {
-          wide_predict_outer<A>(
-              rows_as_they_are, rows, wt, transposed_stride(outputs), features, outputs, panel, s.p);
-        } else {
-          wide_predict<T>(rows_as_they_are, rows, w, features, outputs, panel, s.p);
-        }
-      } else {
-        wide_predict<T>(rows_as_they_are, rows, w, features, outputs, panel, s.p);
-      }
+      wide_predict<T>(x, a.input.row_stride, rows, w, features, outputs, ahead, panel, s.p);
     } else {
       copy_rows<T>(a, row, row_end, rows, s);
-      find_rows<A>(s.x, s.x_stride, rows, padded_rows, s.dx, copied_rows);
-      if (wt) {
-        wide_predict_outer<A>(copied_rows, rows, wt, transposed_stride(outputs), features, outputs, panel, s.p);
-      } else {
-        wide_predict<A>(copied_rows, rows, w, features, outputs, panel, s.p);
-      }
+      set_zero(s.x + rows * s.x_stride, (padded_rows - rows) * s.x_stride);
+      wide_predict<A>(s.x, s.x_stride, rows, w, features, outputs, ahead, panel, s.p);
     }
     const int64_t residual_rows = round_up(rows, kLanes<A>);
     load_operand<U>(a.target, row, row_end, rows, residual_rows, outputs, s.t, panel);
@@ -207,12 +210,12 @@ TORCHINTRO_TARGET void few_outputs(
       store_by_rows<U>(s.p, panel, rows, outputs, static_cast<A>(a.target_scale), to);
     }
     if (a.wants_weight_gradient && narrow) {
-      narrow_weight_gradient<A>(s.x, s.p, features, outputs, padded_rows, panel, s.dw);
+      narrow_weight_gradient<A>(s.x, s.p, features, outputs, padded_rows, panel, run == 0, s.dw);
     } else if (a.wants_weight_gradient && direct) {
-      const int64_t next = row + 2 * panel <= row_end ? panel * a.input.row_stride : 0;
-      wide_weight_gradient<T>(rows_as_they_are, rows, next, features, outputs, s.p, panel, s.dw, s.dw_stride);
+      wide_weight_gradient<T>(
+          x, a.input.row_stride, rows, ahead, features, outputs, s.p, panel, run == 0, s.dw, s.dw_stride);
     } else if (a.wants_weight_gradient) {
-      wide_weight_gradient<A>(copied_rows, rows, 0, features, outputs, s.p, panel, s.dw, s.dw_stride);
+      wide_weight_gradient<A>(s.x, s.x_stride, rows, ahead, features, outputs, s.p, panel, run == 0, s.dw, s.dw_stride);
     }
     if (a.grad_input) {
       T* to = static_cast<T*>(a.grad_input) + row * features;
@@ -221,16 +224,17 @@ TORCHINTRO_TARGET void few_outputs(
         narrow_input_gradient<A>(s.p, w, features, outputs, padded_rows, panel, s.dx);
         store_by_rows<T>(s.dx, panel, rows, features, scale, to);
       } else {
-        wide_input_gradient<T>(s.p, panel, rows, w, features, outputs, scale, a.past_caches, to);
+        wide_input_gradient<T>(s.p, panel, rows, w, features, outputs, scale, a.past_caches, ahead, to);
       }
     }
     run += rows;
     if (a.wants_weight_gradient && (run + panel > run_rows || row + panel >= row_end)) {
       if (narrow) {
-        narrow_flush<A>(s.dw, outputs * features, sums);
+        narrow_flush<A>(s.dw, outputs * features, fresh, sums);
       } else {
-        wide_flush<A>(s.dw, s.dw_stride, features, outputs, sums);
+        wide_flush<A>(s.dw, s.dw_stride, features, outputs, fresh, sums);
       }
+      fresh = false;
       run = 0;
     }
   }

@@ -1,7 +1,5 @@
 #include "cpu/kernels/kernels.h"
 
-#include "cpu/kernels/level.h"
-
 namespace torchintro::cpu {
 
 namespace baseline {
@@ -16,9 +14,9 @@ Kernels find(DType input, DType target);
 }
 #endif
 
-Kernels find_kernels(DType input, DType target) {
+Kernels find_kernels(DType input, DType target, Level level) {
 #if defined(__x86_64__)
-  switch (active_level()) {
+  switch (level) {
     case Level::Avx512:
       return avx512::find(input, target);
     case Level::Avx2:

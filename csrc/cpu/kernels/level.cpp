@@ -5,7 +5,6 @@
 #include <initializer_list>
 
 namespace torchintro::cpu {
-namespace {
 
 Level best_level() {
 #if defined(__x86_64__)
@@ -18,6 +17,8 @@ Level best_level() {
   return Level::Baseline;
 #endif
 }
+
+namespace {
 
 Level choose_level() {
   const Level best = best_level();

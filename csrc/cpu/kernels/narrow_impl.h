@@ -51,7 +51,8 @@ TORCHINTRO_FUNCTION void narrow_predict(
 }
 
 template <typename A, int64_t Q, int64_t C>
-TORCHINTRO_INLINE void narrow_gradient_tile(const A* xt, const A* g, int64_t features, int64_t rows, int64_t panel, A* dw) {
+TORCHINTRO_INLINE void narrow_gradient_tile(
+    const A* xt, const A* g, int64_t features, int64_t rows, int64_t panel, bool fresh, A* dw) {
   constexpr int64_t L = kLanes<A>;
   Vector<A> sum[Q][C] = {}; // the panel's own sum first: a shorter chain of roundings
   for (int64_t row = 0; row < rows; row += L) {
@@ -69,34 +70,35 @@ TORCHINTRO_INLINE void narrow_gradient_tile(const A* xt, const A* g, int64_t fea
   for (int64_t q = 0; q < Q; ++q) {
     for (int64_t c = 0; c < C; ++c) {
       A* to = dw + (q * features + c) * L;
-      Memory<A>::store(to, Memory<A>::load(to) + sum[q][c]);
+      Memory<A>::store(to, fresh ? sum[q][c] : Memory<A>::load(to) + sum[q][c]);
     }
   }
 }
 
 template <typename A, int64_t Q>
-TORCHINTRO_INLINE void narrow_gradient_rows(const A* xt, const A* g, int64_t features, int64_t rows, int64_t panel, A* dw) {
+TORCHINTRO_INLINE void narrow_gradient_rows(
+    const A* xt, const A* g, int64_t features, int64_t rows, int64_t panel, bool fresh, A* dw) {
   constexpr int64_t L = kLanes<A>, C = TORCHINTRO_VECTOR_BYTES >= 64 ? 4 : 2;
   int64_t d = 0;
   for (; d + C <= features; d += C) {
-    narrow_gradient_tile<A, Q, C>(xt + d * panel, g, features, rows, panel, dw + d * L);
+    narrow_gradient_tile<A, Q, C>(xt + d * panel, g, features, rows, panel, fresh, dw + d * L);
   }
   for (; d < features; ++d) {
-    narrow_gradient_tile<A, Q, 1>(xt + d * panel, g, features, rows, panel, dw + d * L);
+    narrow_gradient_tile<A, Q, 1>(xt + d * panel, g, features, rows, panel, fresh, dw + d * L);
   }
 }
 
-// dw[o][d] (a vector each) += g[o][r] xt[d][r], over the vectors r
+// dw[o][d] (a vector each) (+)= g[o][r] xt[d][r], over the vectors r; overwritten if `fresh`
 template <typename A>
 TORCHINTRO_FUNCTION void narrow_weight_gradient(
-    const A* xt, const A* g, int64_t features, int64_t outputs, int64_t rows, int64_t panel, A* dw) {
+    const A* xt, const A* g, int64_t features, int64_t outputs, int64_t rows, int64_t panel, bool fresh, A* dw) {
   constexpr int64_t L = kLanes<A>, Q = kNarrowTileOutputs;
   int64_t o = 0;
   for (; o + Q <= outputs; o += Q) {
-    narrow_gradient_rows<A, Q>(xt, g + o * panel, features, rows, panel, dw + o * features * L);
+    narrow_gradient_rows<A, Q>(xt, g + o * panel, features, rows, panel, fresh, dw + o * features * L);
   }
   for (; o < outputs; ++o) {
-    narrow_gradient_rows<A, 1>(xt, g + o * panel, features, rows, panel, dw + o * features * L);
+    narrow_gradient_rows<A, 1>(xt, g + o * panel, features, rows, panel, fresh, dw + o * features * L);
   }
 }
 
@@ -120,15 +122,16 @@ TORCHINTRO_FUNCTION void narrow_input_gradient(
   }
 }
 
-// sums[o][d] += the lanes of dw[o][d], which are set back to zero
+// sums[o][d] (+)= the lanes of dw[o][d]; overwritten if `fresh`
 template <typename A>
-TORCHINTRO_FUNCTION void narrow_flush(A* dw, int64_t size, double* sums) {
+TORCHINTRO_FUNCTION void narrow_flush(const A* dw, int64_t size, bool fresh, double* sums) {
   constexpr int64_t L = kLanes<A>;
   for (int64_t i = 0; i < size; ++i) {
+    double sum = fresh ? 0.0 : sums[i];
     for (int64_t lane = 0; lane < L; ++lane) {
-      sums[i] += dw[i * L + lane];
-      dw[i * L + lane] = 0;
+      sum += dw[i * L + lane];
     }
+    sums[i] = sum;
   }
 }
 

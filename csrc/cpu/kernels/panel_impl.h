@@ -11,7 +11,8 @@ TORCHINTRO_INLINE typename Piece<T, W>::type load_piece(const T* from) {
 }
 
 template <typename T, int64_t W, int... J>
-TORCHINTRO_INLINE auto join(typename Piece<T, W>::type a, typename Piece<T, W>::type b, std::integer_sequence<int, J...>) {
+TORCHINTRO_INLINE auto join(
+    typename Piece<T, W>::type a, typename Piece<T, W>::type b, std::integer_sequence<int, J...>) {
 #if __has_builtin(__builtin_shufflevector)
   return __builtin_shufflevector(a, b, J...);
 #else
@@ -68,7 +69,9 @@ TORCHINTRO_INLINE void transpose_rows(
 template <typename A>
 constexpr int64_t kWide = kLanes<A>;
 template <typename A>
-constexpr int64_t kNarrow = kLanes<A> >= 16 ? kLanes<A> / 4 : kLanes<A> >= 8 ? kLanes<A> / 2 : kLanes<A>;
+constexpr int64_t kNarrow = kLanes<A> >= 16 ? kLanes<A> / 4
+    : kLanes<A> >= 8                        ? kLanes<A> / 2
+                                            : kLanes<A>;
 
 template <typename T>
 TORCHINTRO_INLINE void transpose_rows(

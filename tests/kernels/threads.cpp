@@ -1,0 +1,168 @@
+// The operator's loop over blocks of rows (cpu/kernels/blocks.h) on std::thread, for ThreadSanitizer (`make sanitize`): every
+// kernel at every level, from one thread to more threads than rows, and several calls at once on the same tensors. Results
+// must have the same bits whatever the number of threads.
+//
+//   threads                 runs everything
+//   threads --self-test     a race put in on purpose, which ThreadSanitizer must report
+#include "cpu/kernels/blocks.h"
+#include "residual.h"
+#include "self_test.h"
+
+#include <cstdio>
+#include <thread>
+
+namespace torchintro::fuzz {
+namespace {
+
+using cpu::Level;
+
+// As at::parallel_for, but it cuts the range into as many pieces as there are threads, however small: more borders
+// between threads than ATen's grain would make.
+struct ParallelFor {
+  int64_t threads;
+
+  template <typename Run>
+  void operator()(int64_t begin, int64_t end, int64_t /*grain*/, const Run& run) const {
+    const int64_t pieces = std::min(threads, end - begin);
+    std::vector<std::thread> pool;
+    for (int64_t i = 0; i < pieces; ++i) {
+      const int64_t from = begin + (end - begin) * i / pieces;
+      const int64_t to = begin + (end - begin) * (i + 1) / pieces;
+      pool.emplace_back([&run, from, to] { run(from, to); });
+    }
+    for (std::thread& thread : pool) {
+      thread.join();
+    }
+  }
+};
+
+FewOutputsResults run(const FewOutputsProblem& p, Level level, int64_t threads, int64_t blocks) {
+  Random random(1);
+  FewOutputsResults results(random, p);
+  const cpu::FewOutputs call = call_few_outputs(p, results);
+  const auto kernel = cpu::find_kernels(p.input_type, p.target_type, level).few_outputs;
+  const auto sums = cpu::sum_blocks(
+      ParallelFor{threads},
+      p.rows,
+      blocks,
+      p.features * p.outputs,
+      p.sums(),
+      few_outputs_scratch_bytes(call),
+      [&](int64_t begin, int64_t end, double* partial, void* scratch) { kernel(call, begin, end, partial, scratch); });
+  results.sums.assign(sums.get(), sums.get() + p.sums());
+  return results;
+}
+
+ResidualResults run(const ResidualProblem& p, Level level, int64_t threads, int64_t blocks) {
+  Random random(1);
+  ResidualResults results(random, p);
+  const cpu::Residual call = call_residual(p, results);
+  const auto kernel = cpu::find_kernels(p.input_type, p.target_type, level).residual;
+  const auto sums = cpu::sum_blocks(
+      ParallelFor{threads},
+      p.rows,
+      blocks,
+      p.outputs,
+      p.sums(),
+      residual_scratch_bytes(call),
+      [&](int64_t begin, int64_t end, double* partial, void* scratch) { kernel(call, begin, end, partial, scratch); });
+  results.sums.assign(sums.get(), sums.get() + p.sums());
+  return results;
+}
+
+// For every number of threads, from several callers at once, who share what they read and, through the first call of all,
+// the choice of the level.
+template <typename Problem, typename Check>
+void check_threads(const Problem& p, Level level, int64_t blocks, const Check& check) {
+  try {
+    const auto alone = run(p, level, 1, blocks);
+    check(p, alone, 0, p.rows);
+    for (const int64_t threads : {int64_t{2}, int64_t{3}, p.rows + 3}) {
+      std::vector<std::thread> callers;
+      std::vector<int> differs(2);
+      for (size_t caller = 0; caller < differs.size(); ++caller) {
+        callers.emplace_back([&, caller] { differs[caller] = !same_bits(alone, run(p, level, threads, blocks)); });
+      }
+      for (std::thread& caller : callers) {
+        caller.join();
+      }
+      for (const int differing : differs) {
+        if (differing != 0) {
+          throw Failure("other bits with " + std::to_string(threads) + " threads than with one");
+        }
+      }
+    }
+  } catch (const Failure& failure) {
+    throw Failure(p.text() + ", at " + cpu::level_name(level) + ": " + failure.what());
+  }
+}
+
+int check_all() {
+  std::vector<std::thread> first;
+  for (int i = 0; i < 4; ++i) {
+    first.emplace_back([] { cpu::find_kernels(DType::Float32, DType::Float32); });
+  }
+  for (std::thread& thread : first) {
+    thread.join();
+  }
+  int64_t problems = 0;
+  Random random(1);
+  for (const Level level : levels()) {
+    for (const auto& [input_type, target_type] : kDtypePairs) {
+      for (const int64_t rows : {1, 3, 17, 150}) {
+        for (const int64_t features : {1, 9, 40}) {
+          FewOutputsProblem p =
+              draw_few_outputs_problem(random, input_type, target_type, rows, features, features == 9 ? 5 : 1);
+          p.wants_input = p.wants_weight = p.wants_target = true; // all that is written
+          check_threads(p, level, random.between(1, std::min<int64_t>(rows, 20)), check_few_outputs);
+          ResidualProblem r = draw_residual_problem(random, input_type, target_type, rows, features);
+          r.wants_residual = r.wants_bias = r.wants_target = true;
+          check_threads(r, level, random.between(1, std::min<int64_t>(rows, 20)), check_residual);
+          problems += 2;
+        }
+      }
+    }
+  }
+  std::printf(
+      "threads: %lld problems, with 1 thread to more threads than rows: no race, the same bits\n",
+      static_cast<long long>(problems));
+  return 0;
+}
+
+// Two threads on the same rows, each with sums of its own: they write the same gradient.
+int self_test() {
+  SelfTest test;
+  for (const Level level : levels()) {
+    test.must_notice(std::string("a race at ") + cpu::level_name(level), [&] {
+      Random random(1);
+      FewOutputsProblem p = draw_few_outputs_problem(random, DType::Float32, DType::Float32, 40, 64, 1);
+      p.wants_input = true;
+      p.wants_target = false;
+      const FewOutputsResults results(random, p);
+      const cpu::FewOutputs call = call_few_outputs(p, results);
+      const auto kernel = cpu::find_kernels(p.input_type, p.target_type, level).few_outputs;
+      cpu::sum_blocks(
+          ParallelFor{2},
+          2,
+          2,
+          1,
+          p.sums(),
+          few_outputs_scratch_bytes(call),
+          [&](int64_t, int64_t, double* partial, void* scratch) { kernel(call, 0, p.rows, partial, scratch); });
+    });
+  }
+  return test.result();
+}
+
+} // namespace
+} // namespace torchintro::fuzz
+
+int main(int count, char** arguments) {
+  try {
+    return count > 1 && std::string(arguments[1]) == "--self-test" ? torchintro::fuzz::self_test()
+                                                                   : torchintro::fuzz::check_all();
+  } catch (const torchintro::fuzz::Failure& failure) {
+    std::fprintf(stderr, "threads: %s\n", failure.what());
+    return 1;
+  }
+}

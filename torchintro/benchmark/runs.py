@@ -1,0 +1,311 @@
+"""The peers of training runs and of Optuna studies."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from ..training import fit, initial_linear
+from . import jax_peers
+from .peers import Check, Outcome, Work, relative_error
+from .rows import Row
+from .timing import Call
+
+__all__ = ["FitWork", "StudyWork", "exact_losses"]
+
+# A study of so many times the epochs tells whether its time grows with them.
+EPOCHS_FACTOR = 10
+
+Batches: TypeAlias = "Callable[[Tensor, Tensor], Iterator[tuple[Tensor, Tensor]]]"
+
+
+def _all_rows(X: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    yield X, y
+
+
+def _slices(size: int, X: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, X.shape[0], size):
+        yield X[start : start + size], y[start : start + size]
+
+
+def _shuffled(size: int, X: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    order = torch.randperm(X.shape[0], generator=torch.Generator().manual_seed(0)).to(X.device)
+    yield from _ordered(order, size, X, y)
+
+
+def _ordered(order: Tensor, size: int, X: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for rows in torch.split(order, size):
+        yield X[rows], y[rows]
+
+
+def _train(model: nn.Linear, X: Tensor, y: Tensor, lr: float, epochs: int, batches: Batches = _all_rows) -> Tensor:
+    """Train as the introduction does, by hand; return the last loss."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    loss = torch.tensor(math.nan)
+    for _ in range(epochs):
+        for X_batch, y_batch in batches(X, y):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(X_batch), y_batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return loss.detach()
+
+
+class FitWork(Work):
+    """A training run, whose results are the parameters that it ends with."""
+
+    def __init__(self, row: Row, device: torch.device, jax: bool) -> None:
+        super().__init__(row, device)
+        self.lr = 0.01
+        self.X, self.y = self._data()
+        self.initial = initial_linear(row.in_features, row.out_features, seed=0, dtype=row.dtype).to(device)
+        self.model = initial_linear(row.in_features, row.out_features, dtype=row.dtype).to(device)
+        self.batches: dict[str, Batches] = {
+            "eager": _all_rows,
+            "eager slices": functools.partial(_slices, row.batch_size),
+            "eager shuffled": functools.partial(_shuffled, row.batch_size),
+        }
+        self.shuffled: Batches = self.batches["eager shuffled"] if row.batch_size else _all_rows
+        self.engine = ""
+        makers: dict[str, Call] = {"fit reference": self._fitted("reference"), "fused": self._fitted("auto")}
+        for peer in row.peers:
+            if peer == "jax":
+                self._add_jax(jax)
+            else:
+                self.calls[peer] = makers[peer] if peer in makers else self._by_hand(self.batches[peer])
+
+    def inputs(self) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return self.X, self.y
+
+    def verify(self) -> dict[str, dict[str, Check]]:  # noqa: D102
+        checks = super().verify()
+        self.notes.append(f'fused is fit(engine="auto"), which ran {self.engine!r}')
+        return checks
+
+    def _add_jax(self, wanted: bool) -> None:
+        row, initial = self.row, list(self.initial.parameters())
+        options: dict[str, Any] = {"lr": self.lr, "epochs": row.epochs, "batch_size": row.batch_size}
+        run = self._make_jax(wanted, lambda: jax_peers.JaxFit(self.X, self.y, initial, **options))
+        if run is None:
+            return
+        self.calls["jax"] = run
+        if row.batch_size:
+            (order,) = torch.as_tensor(run.orders())
+            self.batches["jax"] = functools.partial(_ordered, order, row.batch_size)
+
+    def _by_hand(self, batches: Batches) -> Call:
+        return lambda: _train(self.model, self.X, self.y, self.lr, self.row.epochs, batches)
+
+    def _fitted(self, engine: str) -> Call:
+        batch_size = self.row.batch_size or None
+
+        def run() -> None:
+            self.engine = fit(
+                self.model,
+                self.X,
+                self.y,
+                lr=self.lr,
+                epochs=self.row.epochs,
+                batch_size=batch_size,
+                engine=engine,
+                seed=0,
+            ).engine
+
+        return run
+
+    def _outcome(self, peer: str) -> Outcome:
+        run = self.calls[peer]
+        if isinstance(run, jax_peers.JaxFit):
+            return {"parameters": run.outcome()}
+        self.model.load_state_dict(self.initial.state_dict())
+        run()
+        return {"parameters": self._flat(self.model)}
+
+    def _errors(self, outcomes: dict[str, Outcome]) -> dict[str, dict[str, float]]:
+        X, y = self.X.double(), self.y.double()
+
+        @functools.cache
+        def exact(batches: Batches) -> Tensor:
+            model = nn.Linear(self.row.in_features, self.row.out_features).to(self.device, torch.float64)
+            model.load_state_dict(self.initial.state_dict())
+            _train(model, X, y, self.lr, self.row.epochs, batches)
+            return self._flat(model)
+
+        return {
+            peer: {"parameters": relative_error(found["parameters"], exact(self.batches.get(peer, self.shuffled)))}
+            for peer, found in outcomes.items()
+        }
+
+    @staticmethod
+    def _flat(model: nn.Linear) -> Tensor:
+        # One vector, because a bias that is trained towards zero has no relative error of its own.
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+class StudyWork(Work):
+    """An Optuna study over the learning rate, whose results are the losses of its trials."""
+
+    LR = (1e-4, 1e-1)
+
+    def __init__(self, row: Row, device: torch.device, jax: bool) -> None:
+        super().__init__(row, device)
+        self.X, self.y = self._data()
+        self.study: Any = None
+        self.trials = dict.fromkeys(row.peers, (row.measured or (row.trials, row.epochs))[0])
+        self.epochs = dict.fromkeys(row.peers, (row.measured or (row.trials, row.epochs))[1])
+        makers: dict[str, Call] = {
+            "eager": lambda: self._optimize(self._train_eagerly, self.trials["eager"]),
+            "fit reference": lambda: self._tune("fit reference", "reference"),
+            "fused": lambda: self._tune("fused", "auto"),
+        }
+        for peer in row.peers:
+            if peer == "jax":
+                self._add_jax(jax)
+            else:
+                self.calls[peer] = makers[peer]
+        if row.measured:
+            self._choose_what_is_run()
+
+    def inputs(self) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return self.X, self.y
+
+    def verify(self) -> dict[str, dict[str, Check]]:  # noqa: D102
+        checks = super().verify()
+        engines = {trial.user_attrs.get("engine") for trial in self.study.trials} - {None}
+        self.notes.append(f'fused is tune(engine="auto"), which ran {", ".join(map(repr, sorted(engines)))}')
+        return checks
+
+    def floor(self) -> Call | None:  # noqa: D102
+        return (lambda: self._optimize(lambda lr: lr, self.row.trials)) if self.row.limit == "empty" else None
+
+    def _choose_what_is_run(self) -> None:
+        """Run a part of a study that would take minutes, or all of it where the time does not grow with the epochs.
+
+        Only what is repeated can be scaled up: one pass over the data that serves all epochs must count once.
+        """
+        row = self.row
+        trials, epochs = row.measured or (row.trials, row.epochs)
+        self.calls["fused"]()
+        seconds = []
+        for factor in (1, EPOCHS_FACTOR):
+            self.epochs["fused"] = epochs * factor
+            start = time.perf_counter()
+            self.calls["fused"]()
+            seconds.append(time.perf_counter() - start)
+        whole = seconds[1] < EPOCHS_FACTOR / 2 * seconds[0]
+        self.trials["fused"], self.epochs["fused"] = (row.trials, row.epochs) if whole else (trials, epochs)
+        for peer in self.calls:
+            self.scales[peer] = row.trials * row.epochs / (self.trials[peer] * self.epochs[peer])
+        parts: dict[tuple[int, int], list[str]] = {}
+        for peer, scale in self.scales.items():
+            if scale != 1:
+                parts.setdefault((self.trials[peer], self.epochs[peer]), []).append(peer)
+        for (trials, epochs), peers in parts.items():
+            scale = row.trials * row.epochs / (trials * epochs)
+            part = f"{trials} trials x {epochs} epochs, scaled up by {scale:.0f}"
+            self.notes.append(f"{', '.join(peers)}: not run in full: times of {part}")
+
+    def _initial(self) -> nn.Linear:
+        row = self.row
+        return initial_linear(row.in_features, row.out_features, seed=0, dtype=row.dtype).to(self.device)
+
+    def _tune(self, peer: str, engine: str) -> None:
+        from ..tuning import tune  # brings Optuna, which takes a second to import
+
+        self.study = tune(
+            self.X, self.y, n_trials=self.trials[peer], epochs=self.epochs[peer], lr=self.LR, seed=0, engine=engine
+        )
+
+    def _train_eagerly(self, lr: float) -> float:
+        return _train(self._initial(), self.X, self.y, lr, self.epochs["eager"]).item()
+
+    def _optimize(self, value: Callable[[float], float], trials: int) -> None:
+        """Run the study that a user would write without this package."""
+        with self._study():
+            self.study.optimize(lambda trial: value(self._suggest(trial)), n_trials=trials)
+
+    def _add_jax(self, wanted: bool) -> None:
+        # One compiled call trains all trials, and two trials would take as long: only the epochs can be fewer.
+        self.trials["jax"] = self.row.trials
+        initial = list(self._initial().parameters())
+        train = self._make_jax(
+            wanted,
+            lambda: jax_peers.JaxStudy(self.X, self.y, initial, trials=self.row.trials, epochs=self.epochs["jax"]),
+        )
+        if train is None:
+            return
+
+        def run() -> None:
+            with self._study():
+                trials = [self.study.ask() for _ in range(self.row.trials)]
+                for trial, loss in zip(trials, train([self._suggest(trial) for trial in trials]), strict=True):
+                    self.study.tell(trial, loss)
+
+        self.calls["jax"] = run
+        self.notes.append("jax asks for all learning rates at once, so that its sampler never learns from a loss")
+
+    @contextlib.contextmanager
+    def _study(self) -> Iterator[None]:
+        import optuna
+
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            self.study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+            yield
+        finally:
+            optuna.logging.set_verbosity(verbosity)
+
+    def _suggest(self, trial: Any) -> float:
+        low, high = self.LR
+        lr: float = trial.suggest_float("lr", low, high, log=True)
+        return lr
+
+    def _outcome(self, peer: str) -> Outcome:
+        self.calls[peer]()
+        trials = [(trial.params["lr"], trial.value) for trial in self.study.trials]
+        lrs, losses = torch.tensor(trials, dtype=torch.float64).unbind(1)
+        return {"lr": lrs, "loss": losses}
+
+    def _errors(self, outcomes: dict[str, Outcome]) -> dict[str, dict[str, float]]:
+        X, y = self.X.double(), self.y.double()
+
+        @functools.cache
+        def exact(lr: float, epochs: int) -> float:
+            return _train(self._initial().double(), X, y, lr, epochs).item()
+
+        # Each peer is judged at its own learning rates: a rounding error can make the sampler go another way.
+        errors = {}
+        for peer, outcome in outcomes.items():
+            lrs, epochs = outcome["lr"], self.epochs[peer]
+            if self.row.measured is None or len(lrs) * epochs <= math.prod(self.row.measured):
+                losses = torch.tensor([exact(lr, epochs) for lr in lrs.tolist()], dtype=torch.float64)
+            else:
+                losses = exact_losses(X, y, self._initial().double(), lrs, epochs)
+            errors[peer] = {"loss": relative_error(outcome["loss"], losses)}
+        return errors
+
+
+def exact_losses(X: Tensor, y: Tensor, initial: nn.Linear, lrs: Tensor, epochs: int) -> Tensor:
+    """Return the losses of the last epoch of gradient descent on all rows, one for each learning rate, in float64.
+
+    As training in float64 gives them, but from one pass over the data: the loss is a quadratic function of the
+    parameters, with the second moments of the inputs and the targets as coefficients.
+    """
+    rows, outputs = y.shape
+    Xc = torch.cat([X, X.new_ones(rows, 1)], dim=1)
+    XX, XY, yy = Xc.T @ Xc / rows, Xc.T @ y / rows, y.square().mean()
+    W = torch.cat([initial.weight.detach(), initial.bias.detach()[:, None]], dim=1).T.expand(len(lrs), -1, -1)
+    losses = yy.expand(len(lrs))
+    for _ in range(epochs):
+        losses = yy + ((W * (XX @ W - 2 * XY)).sum((1, 2))) / outputs
+        W = W - lrs.to(W)[:, None, None] * (2 / outputs) * (XX @ W - XY)
+    return losses.cpu()
