@@ -1,4 +1,4 @@
-#include "many_outputs.h"
+#include "cuda/many_outputs.h"
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/div.h>
