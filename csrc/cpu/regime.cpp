@@ -8,7 +8,7 @@ namespace torchintro::cpu {
 namespace {
 
 // All measurements: speed-up over eager, few outputs' kernel against matrix products, steps in float32, two cores of an
-// Intel Xeon (Granite Rapids, AVX-512, AMX).
+// Intel Xeon with AVX-512 and AMX.
 
 // Weights up to which our own pass pays whatever the rows: 16 x 1024 -> 8: 1.8 against 1.7, -> 16: 1.6 against 1.7.
 constexpr int64_t kFewWeights = 8192;

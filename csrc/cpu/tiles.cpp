@@ -8,7 +8,7 @@
 namespace torchintro::cpu {
 namespace {
 
-// All measurements: steps with the input's gradient in float32, 2 cores of an Intel Sapphire Rapids (2 MB of second-level
+// All measurements: steps with the input's gradient in float32, 2 cores of an Intel Xeon with AMX (2 MB of second-level
 // cache each), other work on the machine: differences below a tenth say nothing.
 
 // A tile that all threads work on: still in the outer cache when the products for the gradients read it. 4, 16 and 32 MB are

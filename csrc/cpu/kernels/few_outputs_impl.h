@@ -85,7 +85,8 @@ TORCHINTRO_INLINE void add_residuals(Doubles& squares, Doubles& sum, Vector<A> d
   }
 }
 
-// p (+ bias, where given) -> g for `rows` rows of a panel, zeros in the rows behind them; the loss and db are added to `loss` and `db`.
+// p (+ bias, where given) -> g for `rows` rows of a panel, zeros in the rows behind them; the panel's loss and bias gradient
+// are added to `loss` and `db`.
 template <typename A>
 TORCHINTRO_FUNCTION void residuals(
     const FewOutputs& a,
