@@ -7,11 +7,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <utility>
 
 #if defined(__linux__)
+#include <pthread.h>
 #include <sys/mman.h>
 #endif
 
@@ -31,6 +33,15 @@ struct Block {
   size_t bytes = 0;
 };
 
+// TORCHINTRO_KEEP_MEMORY=0 gives everything back at once.
+bool keeps_memory() {
+  static const bool keeps = [] {
+    const char* wanted = std::getenv("TORCHINTRO_KEEP_MEMORY");
+    return wanted == nullptr || std::strcmp(wanted, "0") != 0;
+  }();
+  return keeps;
+}
+
 class KeptBlocks {
  public:
   // The smallest kept block that is large enough and not a third too large.
@@ -45,13 +56,24 @@ class KeptBlocks {
     return best == nullptr ? Block{} : std::exchange(*best, Block{});
   }
 
+  void lock() {
+    mutex_.lock();
+  }
+  void unlock() {
+    mutex_.unlock();
+  }
+
   void keep(Block block) {
-    madvise(block.memory, block.bytes, MADV_FREE);
-    {
+    if (keeps_memory()) {
+      madvise(block.memory, block.bytes, MADV_FREE);
       const std::lock_guard<std::mutex> lock(mutex_);
-      // The oldest makes room: sizes that nobody asks for any more go.
-      std::swap(block, blocks_[next_]);
-      next_ = (next_ + 1) % kKeptBlocks;
+      const auto is_free = [](const Block& kept) { return kept.memory == nullptr; };
+      auto* place = std::find_if(blocks_.begin(), blocks_.end(), is_free);
+      if (place == blocks_.end()) { // the oldest makes room: sizes that nobody asks for any more go
+        place = &blocks_[oldest_];
+        oldest_ = (oldest_ + 1) % kKeptBlocks;
+      }
+      std::swap(block, *place);
     }
     if (block.memory != nullptr) {
       munmap(block.memory, block.bytes);
@@ -61,12 +83,16 @@ class KeptBlocks {
  private:
   std::mutex mutex_;
   std::array<Block, kKeptBlocks> blocks_;
-  size_t next_ = 0;
+  size_t oldest_ = 0;
 };
 
 // Never destroyed: a gradient may outlive every static object.
 KeptBlocks& kept_blocks() {
-  static auto* const blocks = new KeptBlocks;
+  static auto* const blocks = [] {
+    // A child that is forked while another thread holds the lock would never get it.
+    pthread_atfork([] { kept_blocks().lock(); }, [] { kept_blocks().unlock(); }, [] { kept_blocks().unlock(); });
+    return new KeptBlocks;
+  }();
   return *blocks;
 }
 

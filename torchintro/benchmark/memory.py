@@ -28,7 +28,8 @@ HOW = {
 }
 
 # By default glibc keeps freed blocks of up to 32 MB for later, and the second step would find the memory of the first.
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+# This package keeps the memory of large gradients likewise.
+_ALLOCATOR = {"TORCHINTRO_KEEP_MEMORY": "0", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 _RESET_PEAK = "5"  # what /proc/self/clear_refs takes for it
 _SECONDS = 300
 
