@@ -204,7 +204,7 @@ BEYOND = 2**31
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("d", "o", "dtype"), [(8, 1, torch.float32), (32, 3, torch.bfloat16), (1, 64, torch.float32)])
+@pytest.mark.parametrize(("d", "o", "dtype"), [(8, 1, torch.float32), (32, 3, torch.bfloat16), (8, 80, torch.float32)])
 def test_more_elements_than_32_bits_count(d: int, o: int, dtype: torch.dtype) -> None:
     """One row, expanded: no memory, and every sum is the one row's."""
     rows = BEYOND // max(d, o) + 5
@@ -217,7 +217,7 @@ def test_more_elements_than_32_bits_count(d: int, o: int, dtype: torch.dtype) ->
     loss = linear_mse_loss(x.expand(rows, d), w, t.expand(rows, o), linear_bias=b)
     loss.backward()
     # With many outputs, thousands of chunks' products are added in float32. An index too short is off by half the rows.
-    tolerance = (8 if o <= 16 else 4096) * torch.finfo(dtype).eps
+    tolerance = (8 if o <= 64 else 4096) * torch.finfo(dtype).eps
     for ours, exact in ((loss, expected), (w.grad, leaves[0].grad), (b.grad, leaves[1].grad)):
         assert ours is not None
         assert exact is not None
