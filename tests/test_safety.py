@@ -22,7 +22,7 @@ import torchintro
 from torchintro import linear_mse_loss
 
 # Few and many outputs; with more than one thread, more than one takes part in either.
-SIZES = [(20000, 64, 1), (20000, 9, 5), (3000, 64, 40)]
+SIZES = [(20000, 64, 1), (20000, 9, 5), (3000, 64, 80)]
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def test_python_threads_with_data_of_their_own(count: int) -> None:
         assert same_bits(ours, others)
 
 
-@pytest.mark.parametrize("out_features", [1, 5, 40])
+@pytest.mark.parametrize("out_features", [1, 5, 80])
 def test_python_threads_with_one_module(out_features: int) -> None:
     """All of them read the same data and parameters and add to the same gradients, whose sums have no fixed order."""
     criterion = torchintro.LinearMSELoss(64, out_features)
@@ -184,7 +184,8 @@ def test_python_threads_with_one_module(out_features: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "d", "o"), [(1, 1, 1), (3, 1, 1), (3, 70000, 1), (3, 9000, 5), (2, 9000, 40), (700, 64, 3), (257, 1, 1)]
+    ("rows", "d", "o"),
+    [(1, 1, 1), (3, 1, 1), (3, 8000, 1), (3, 1600, 5), (3, 70000, 1), (2, 9000, 40), (700, 64, 3), (257, 1, 1)],
 )
 def test_more_threads_than_rows(rows: int, d: int, o: int) -> None:
     problem = make_problem(rows, d, o, weight="row", dtype=torch.float32)
@@ -193,7 +194,7 @@ def test_more_threads_than_rows(rows: int, d: int, o: int) -> None:
         with threads(count):
             assert_as_exact_as_eager(problem)
             results.append(problem.results(linear_mse_loss))
-    if o <= 16:  # a matrix product of PyTorch's may depend on the number of threads
+    if d * o <= 8192:  # with more, so few rows are a matrix product of PyTorch's, which may depend on the threads
         assert same_bits(results[1:], results[:1] * 2)
 
 
@@ -203,7 +204,7 @@ BEYOND = 2**31
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("d", "o", "dtype"), [(8, 1, torch.float32), (32, 3, torch.bfloat16), (1, 64, torch.float32)])
+@pytest.mark.parametrize(("d", "o", "dtype"), [(8, 1, torch.float32), (32, 3, torch.bfloat16), (8, 80, torch.float32)])
 def test_more_elements_than_32_bits_count(d: int, o: int, dtype: torch.dtype) -> None:
     """One row, expanded: no memory, and every sum is the one row's."""
     rows = BEYOND // max(d, o) + 5
@@ -216,7 +217,7 @@ def test_more_elements_than_32_bits_count(d: int, o: int, dtype: torch.dtype) ->
     loss = linear_mse_loss(x.expand(rows, d), w, t.expand(rows, o), linear_bias=b)
     loss.backward()
     # With many outputs, thousands of chunks' products are added in float32. An index too short is off by half the rows.
-    tolerance = (8 if o <= 16 else 4096) * torch.finfo(dtype).eps
+    tolerance = (8 if o <= 64 else 4096) * torch.finfo(dtype).eps
     for ours, exact in ((loss, expected), (w.grad, leaves[0].grad), (b.grad, leaves[1].grad)):
         assert ours is not None
         assert exact is not None
@@ -224,7 +225,7 @@ def test_more_elements_than_32_bits_count(d: int, o: int, dtype: torch.dtype) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("out_features", [2, 20])
+@pytest.mark.parametrize("out_features", [2, 80])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_elements_that_are_far_apart(out_features: int, transposed: bool) -> None:
     """A few rows of tensors whose other elements are never touched, so that they take addresses but no memory."""

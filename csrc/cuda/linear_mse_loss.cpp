@@ -6,8 +6,8 @@
 
 #include "cuda/kernels/few_outputs.h"
 #include "cuda/kernels/residual_step.h"
-#include "loss_per_element.h"
 #include "cuda/many_outputs.h"
+#include "loss_per_element.h"
 #include "problem.h"
 
 #include <ATen/ops/empty.h>

@@ -156,6 +156,7 @@ class Buffer {
       if (base == nullptr) {
         std::free(memory);
       } else {
+        ASAN_UNPOISON_MEMORY_REGION(base, size); // the next pages at these addresses are others
         munmap(base, size);
       }
     }

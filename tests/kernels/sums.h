@@ -27,7 +27,7 @@ inline AddUpProblem draw_add_up_problem(Random& random, DType type) {
   p.blocks = random.between(1, 5);
   p.begin = random.coin() ? 0 : random.between(0, 70);
   p.end = p.begin + draw_rows(random); // the same sizes around vectors
-  p.stride = p.end + random.pick({0, 1, random.between(0, 70)});
+  p.stride = std::max<int64_t>(1, p.end + random.pick({0, 1, random.between(0, 70)}));
   // Also to numbers that float16 rounds to infinity, and to subnormal ones.
   p.scale = random.coin() ? 1 : random.coin() ? random.uniform(0.01, 2) : std::ldexp(1.5, random.coin() ? 15 : -20);
   const double infinity = std::numeric_limits<double>::infinity();

@@ -177,7 +177,8 @@ TORCHINTRO_TARGET void few_outputs(
   const A* w = static_cast<const A*>(a.linear_weight);
   const A* bias = static_cast<const A*>(a.linear_bias);
   double* sums = partial + 1 + outputs;
-  set_zero(partial, 1 + outputs);
+  // The first panel overwrites the weight gradient's sums, where there is one.
+  set_zero(partial, 1 + outputs + (a.wants_weight_gradient && row_begin >= row_end ? outputs * features : 0));
   Doubles loss{};
   int64_t run = 0; // rows in dw
   bool fresh = true; // nothing is in sums yet

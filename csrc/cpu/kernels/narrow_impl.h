@@ -44,23 +44,14 @@ TORCHINTRO_INLINE void narrow_predict_tile(
 // p[o][r] = b[o] + sum_d w[o][d] xt[d][r], the bias first: it costs no rounding of its own
 template <typename A>
 TORCHINTRO_FUNCTION void narrow_predict(
-    const A* xt,
-    const A* w,
-    const A* bias,
-    int64_t features,
-    int64_t outputs,
-    int64_t rows,
-    int64_t panel,
-    A* p) {
+    const A* xt, const A* w, const A* bias, int64_t features, int64_t outputs, int64_t rows, int64_t panel, A* p) {
   constexpr int64_t Q = kNarrowTileOutputs;
   int64_t o = 0;
   for (; o + Q <= outputs; o += Q) {
-    narrow_predict_tile<A, Q>(
-        xt, w + o * features, bias ? bias + o : nullptr, features, rows, panel, p + o * panel);
+    narrow_predict_tile<A, Q>(xt, w + o * features, bias ? bias + o : nullptr, features, rows, panel, p + o * panel);
   }
   for (; o < outputs; ++o) {
-    narrow_predict_tile<A, 1>(
-        xt, w + o * features, bias ? bias + o : nullptr, features, rows, panel, p + o * panel);
+    narrow_predict_tile<A, 1>(xt, w + o * features, bias ? bias + o : nullptr, features, rows, panel, p + o * panel);
   }
 }
 
