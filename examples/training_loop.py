@@ -16,15 +16,15 @@ y = torch.sin(2 * X)
 backbone = nn.Sequential(nn.Linear(1, 64), nn.Tanh())
 head = nn.Linear(64, 1)
 criterion = LinearMSELoss.from_linear(head)
-optimizer = torch.optim.Adam([*backbone.parameters(), *head.parameters()], lr=0.02)
+optimizer = torch.optim.Adam([*backbone.parameters(), *head.parameters()], lr=0.005)
 
-for epoch in range(1, 501):
+for epoch in range(1, 1001):
     optimizer.zero_grad()
     loss = criterion(backbone(X), y)
     loss.backward()
     optimizer.step()
-    if epoch % 100 == 0:
-        print(f"Epoch [{epoch}/500], Loss: {loss.item():.4f}")
+    if epoch % 200 == 0:
+        print(f"Epoch [{epoch}/1000], Loss: {loss.item():.4f}")
 
 with torch.no_grad():
     prediction = head(backbone(torch.tensor([[0.5]])))
