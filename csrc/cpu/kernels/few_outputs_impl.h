@@ -147,11 +147,14 @@ TORCHINTRO_INLINE Ahead panel_ahead(const FewOutputs& a, int64_t row, int64_t ro
   }
   const int64_t rows = row_end - row < panel ? row_end - row : panel;
   const T* first = static_cast<const T*>(a.input.data) + row * a.input.row_stride;
-  // Steps of dot products and of the weight gradient: one for kTile products of vectors.
+  // Steps of register tiles, one for kTile products of vectors, or as many as a tile of one output has.
   const int64_t bytes = rows * a.in_features * static_cast<int64_t>(sizeof(T));
   const int64_t products = rows * a.in_features / kLanes<Accumulator<T>> * a.out_features;
-  const int64_t dx = a.grad_input ? products / a.out_features / (a.out_features == 1 ? 4 : kTile) : 0;
-  const int64_t steps = products / kTile * (a.wants_weight_gradient ? 2 : 1) + dx + 1;
+  const bool one = a.out_features == 1;
+  const int64_t dots = products / kTile;
+  const int64_t dw = a.wants_weight_gradient ? products / (one ? 8 : kTile) : 0;
+  const int64_t dx = a.grad_input ? products / a.out_features / (one ? 4 : kTile) : 0;
+  const int64_t steps = dots + dw + dx + 1;
   const char* from = reinterpret_cast<const char*>(first);
   return {from, from + bytes, bytes / steps + 1};
 }

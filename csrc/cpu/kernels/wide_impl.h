@@ -147,8 +147,11 @@ TORCHINTRO_FUNCTION void wide_predict(
     Accumulator<T>* p) {
   using A = Accumulator<T>;
   const auto all = Columns<A>::of(features);
-  for (int64_t begin = 0; begin == 0 || begin < all.whole; begin += kDotColumns<A>) {
-    const auto columns = Columns<A>::part(all, begin, kDotColumns<A>);
+  // With one tile of outputs nothing is used again, and whole rows are what the memory likes best: 65536 x 1024 -> 1 takes
+  // 1.2 times as long by blocks.
+  const int64_t size = outputs > 4 ? kDotColumns<A> : features;
+  for (int64_t begin = 0; begin == 0 || begin < all.whole; begin += size) {
+    const auto columns = Columns<A>::part(all, begin, size);
     int64_t o = 0;
     for (; o + 4 <= outputs; o += 4) {
       dot_rows<T, 4>(x, stride, rows, w + o * features, columns, ahead, p_stride, p + o * p_stride);
