@@ -237,7 +237,7 @@ ROWS: tuple[Row, ...] = (
     Row("X1-1", "step", 1000, 1, 16, limit="call", note="X: chosen because little is to be gained, or lost, there"),
     Row("X1-2", "step", MILLION, 1),
     Row("X1-3", "step", MILLION, 4, gradients=_WITH_INPUT, limit="copy"),
-    Row("X2-1", "step", 65536, 32, 17, gradients=_WITH_INPUT, limit="copy", note="one output too many for one pass"),
+    Row("X2-1", "step", 65536, 32, 17, gradients=_WITH_INPUT, limit="copy", note="sizes that fill no vector"),
     Row("X2-2", "step", 4096, 256, 64, limit="matrix"),
     Row("X2-3", "step", 256, 256, 256, gradients=_WITH_INPUT, limit="matrix"),
     Row("X3-1", "step", 262144, 64, dtype=torch.float16),
