@@ -5,6 +5,7 @@
 #include "cpu/kernels/kernels.h"
 #include "problem.h"
 
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 
 #include <memory>
@@ -41,6 +42,16 @@ inline at::Tensor contiguous_in(at::ScalarType dtype, const at::Tensor& tensor) 
 // residual_factor / S, which on the CPU can simply be read.
 inline double residual_scale(const Problem& p) {
   return p.weight_sum.defined() ? p.residual_factor / *p.weight_sum.const_data_ptr<double>() : p.residual_factor;
+}
+
+// The loss, in target's dtype, from the sum of v r^2.
+inline at::Tensor loss_of(const Problem& p, double squares) {
+  const double s = p.weight_sum.defined() ? *p.weight_sum.const_data_ptr<double>() : 1.0;
+  auto loss = empty_result({}, p.target.options());
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, loss.scalar_type(), "linear_mse_loss", [&] {
+    *loss.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(p.loss_factor / s * squares);
+  });
+  return loss;
 }
 
 // What a block loop runs on.

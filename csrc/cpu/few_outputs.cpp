@@ -3,8 +3,6 @@
 #include "cpu/call.h"
 #include "cpu/gradient_memory.h"
 
-#include <ATen/Dispatch.h>
-
 namespace torchintro::cpu {
 namespace {
 
@@ -28,12 +26,6 @@ int64_t count_blocks(const Problem& p, int64_t sums) {
 
 // From here on the rows of dx are stored past the caches: what is smaller may still be there when it is read.
 constexpr int64_t kPastCachesBytes = int64_t{32} << 20;
-
-void write_loss(const at::Tensor& loss, double value) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, loss.scalar_type(), "linear_mse_loss", [&] {
-    *loss.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(value);
-  });
-}
 
 } // namespace
 
@@ -88,10 +80,7 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) 
   for (int64_t block = 0; block < blocks; ++block) {
     squares += sums[block * size];
   }
-  auto loss = empty_result({}, p.target.options());
-  const double s = p.weight_sum.defined() ? *p.weight_sum.const_data_ptr<double>() : 1.0;
-  write_loss(loss, p.loss_factor / s * squares);
-  return {std::move(loss), std::move(gradients)};
+  return {loss_of(p, squares), std::move(gradients)};
 }
 
 } // namespace torchintro::cpu

@@ -6,7 +6,6 @@
 #include "cpu/tiles.h"
 #include "loss_per_element.h"
 
-#include <ATen/Dispatch.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -20,15 +19,6 @@ namespace {
 // Elements of a block of the residual kernel, at most so many blocks of a tile: fixed by the sizes, so that the sums are too.
 constexpr int64_t kBlockElements = 32768; // ATen's own grain size: what is worth waking a thread for
 constexpr int64_t kMaximumBlocks = 64;
-
-void write_scaled(const at::Tensor& to, const double* from, double scale) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, to.scalar_type(), "linear_mse_loss", [&] {
-    auto* data = to.mutable_data_ptr<scalar_t>();
-    for (int64_t i = 0; i < to.numel(); ++i) {
-      data[i] = static_cast<scalar_t>(scale * from[i]);
-    }
-  });
-}
 
 at::Tensor part(const at::Tensor& tensor, int64_t dim, int64_t begin, int64_t count) {
   return !tensor.defined() || (begin == 0 && count == tensor.size(dim)) ? tensor : tensor.narrow(dim, begin, count);
@@ -231,13 +221,17 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(const Problem& p)
     }
   }
   if (p.mask[kLinearBias]) {
-    write_scaled(gradients[kLinearBias], total.bias_sums().data(), p.weight_gradient_factor);
+    find_kernels(dtype_of(p.input), dtype_of(p.target))
+        .add_up(
+            total.bias_sums().data(),
+            /*blocks=*/1,
+            /*stride=*/0,
+            0,
+            p.out_features,
+            p.weight_gradient_factor,
+            gradients[kLinearBias].mutable_data_ptr());
   }
-  const auto loss = at::empty({}, p.target.options());
-  const double loss_sum = total.loss();
-  const double s = p.weight_sum.defined() ? *p.weight_sum.const_data_ptr<double>() : 1.0;
-  write_scaled(loss, &loss_sum, p.loss_factor / s);
-  return {loss, gradients};
+  return {loss_of(p, total.loss()), gradients};
 }
 
 } // namespace torchintro::cpu

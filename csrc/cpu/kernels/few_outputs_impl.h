@@ -203,13 +203,13 @@ TORCHINTRO_TARGET void few_outputs(
       set_zero(s.x + rows * s.x_stride, (padded_rows - rows) * s.x_stride);
       wide_predict<A>(s.x, s.x_stride, rows, w, features, outputs, ahead, panel, s.p);
     }
-    const int64_t residual_rows = round_up(rows, kLanes<A>);
+    const int64_t residual_rows = narrow ? padded_rows : round_up(rows, kLanes<A>);
     load_operand<U>(a.target, row, row_end, rows, residual_rows, outputs, s.t, panel);
     if (a.weight.data) {
       load_operand<U>(
           a.weight, row, row_end, rows, residual_rows, a.weight.column_stride == 0 ? 1 : outputs, s.v, panel);
     }
-    residuals<A>(a, s, narrow ? nullptr : bias, rows, narrow ? padded_rows : residual_rows, panel, loss, partial + 1);
+    residuals<A>(a, s, narrow ? nullptr : bias, rows, residual_rows, panel, loss, partial + 1);
     if (a.grad_target) {
       U* to = static_cast<U*>(a.grad_target) + row * outputs;
       store_by_rows<U>(s.p, panel, rows, outputs, static_cast<A>(a.target_scale), to);
