@@ -239,9 +239,16 @@ def test_the_installed_version_is_the_package_s():
     assert installed == torchintro.__version__
 
 
-def test_an_unknown_cpu_level_is_answered_by_a_warning():
-    environment = os.environ | {"TORCHINTRO_CPU_LEVEL": "avx3"}
+@pytest.mark.parametrize(
+    ("variable", "sentence"),
+    [
+        ("TORCHINTRO_CPU_LEVEL", "must be baseline, avx2 or avx512"),
+        ("TORCHINTRO_MATRIX_ROUTE", "must be blas or onednn"),
+    ],
+)
+def test_an_unknown_choice_is_answered_by_a_warning(variable, sentence):
+    environment = os.environ | {variable: "other"}
     code = "import torchintro"
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "TORCHINTRO_CPU_LEVEL must be baseline, avx2 or avx512" in result.stderr
-    assert "but is 'avx3'; using " in result.stderr
+    assert f"{variable} {sentence}" in result.stderr
+    assert "but is 'other'; using " in result.stderr

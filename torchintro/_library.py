@@ -50,12 +50,12 @@ def _check_build(built_torch: str, built_cuda: str) -> None:
         raise ImportError(f"torchintro: built for CUDA {built_cuda}, but this torch has {running}; {_REBUILD}")
 
 
-def _warn_of_level(wanted: str | None, active: str) -> None:
-    """Warn if TORCHINTRO_CPU_LEVEL asks for a level that does not exist or that this processor does not have."""
+def _warn_of_choice(variable: str, expected: str, active: str) -> None:
+    """Warn if an environment variable asks for what does not exist or cannot be had."""
+    wanted = os.environ.get(variable)
     if wanted and wanted != active:
         warnings.warn(
-            "torchintro: TORCHINTRO_CPU_LEVEL must be baseline, avx2 or avx512, and one that this processor has, "
-            f"but is {wanted!r}; using {active}",
+            f"torchintro: {variable} must be {expected}, but is {wanted!r}; using {active}",
             stacklevel=2,
         )
 
@@ -69,7 +69,9 @@ def _load() -> Callable[..., Tensor | None]:
         raise ImportError(f"torchintro: its build is incomplete ({error}); {_REBUILD}") from error
     info = _C.build_info()
     _check_build(info["torch"], info["cuda"])
-    _warn_of_level(os.environ.get("TORCHINTRO_CPU_LEVEL"), _C.cpu_level())
+    levels = "baseline, avx2 or avx512, and one that this processor has"
+    _warn_of_choice("TORCHINTRO_CPU_LEVEL", levels, _C.cpu_level())
+    _warn_of_choice("TORCHINTRO_MATRIX_ROUTE", "blas or onednn", _C.matrix_route())
     try:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
