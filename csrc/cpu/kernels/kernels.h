@@ -67,22 +67,24 @@ constexpr int64_t kNarrowFeatures = 16;
 // a row again and again, a part of the second-level one, and enough that dw's accumulators (O x D, in the second-level
 // cache too) do not pass through the registers too often. 65536 x 1024 -> 16, one core of an Intel Xeon with AMX:
 // 42 ms with 16 rows, 38 ms with 32, 42 ms with 64.
+constexpr int64_t kNarrowPanelRows = 128, kWidePanelRows = 64; // at most
 inline int64_t panel_rows(const FewOutputs& a) {
   if (a.in_features <= kNarrowFeatures) {
-    return 128;
+    return kNarrowPanelRows;
   }
   const int64_t bytes = a.out_features == 1 ? int64_t{24} << 10 : int64_t{64} << 10;
   const int64_t least = a.out_features > 8 ? 32 : 16;
   const int64_t rows = bytes / (4 * a.in_features) / 16 * 16;
-  return rows < least ? least : rows > 64 ? 64 : rows;
+  return rows < least ? least : rows > kWidePanelRows ? kWidePanelRows : rows;
 }
 
 // Enough for every dtype and level: see Scratch in few_outputs_impl.h for the parts.
 inline int64_t few_outputs_scratch_bytes(const FewOutputs& a) {
-  const int64_t panel = panel_rows(a), d = round_up(a.in_features, kMaximumLanes) + kMaximumLanes;
   const bool narrow = a.in_features <= kNarrowFeatures;
+  const int64_t panel = narrow ? kNarrowPanelRows : kWidePanelRows;
+  const int64_t d = round_up(a.in_features, kMaximumLanes) + kMaximumLanes;
   const int64_t dw = !a.wants_weight_gradient ? 0 : a.out_features * (narrow ? a.in_features * kMaximumLanes : d);
-  return 8 * (dw + 3 * a.out_features * panel + (narrow ? 2 * a.in_features * panel : (panel + 1) * d));
+  return 8 * (dw + 3 * a.out_features * panel + (narrow ? 2 * a.in_features * panel : (panel_rows(a) + 1) * d));
 }
 
 // The residual kernel of the many-outputs regime: over a block of rows of a tile of R rows and Q outputs, the product p in
