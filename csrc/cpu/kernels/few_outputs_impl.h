@@ -50,7 +50,8 @@ TORCHINTRO_INLINE void load_operand(
     int64_t padded_rows,
     int64_t columns,
     Accumulator<U>* to,
-    int64_t to_stride) {
+    int64_t to_stride,
+    Ahead* ahead = nullptr) {
   const U* data = static_cast<const U*>(from.data);
   const U* end = data + (row_end - 1) * from.row_stride + (columns - 1) * from.column_stride + 1;
   load_by_columns<U>(
@@ -62,7 +63,8 @@ TORCHINTRO_INLINE void load_operand(
       padded_rows,
       columns,
       to,
-      to_stride);
+      to_stride,
+      ahead);
 }
 
 using Doubles = Vector<double>;
@@ -138,50 +140,38 @@ TORCHINTRO_INLINE void copy_rows(
   }
 }
 
-// Whether the rows lie side by side: what is asked for ahead is then one piece of memory.
-TORCHINTRO_INLINE bool side_by_side(const FewOutputs& a) {
-  return a.input.column_stride == 1 && a.input.row_stride == a.in_features;
-}
-
-// What to ask for while a panel is worked on: the rows of the next one, which starts at `row`.
+// What to ask for while the panel at `row` is worked on: as much as it has, where the rows lie side by side.
 template <typename T>
-TORCHINTRO_INLINE Ahead panel_ahead(const FewOutputs& a, int64_t row, int64_t row_end, int64_t panel) {
-  const char* first = reinterpret_cast<const char*>(static_cast<const T*>(a.input.data) + row * a.input.row_stride);
-  if (!side_by_side(a) || row >= row_end) {
-    return {static_cast<const char*>(a.input.data), 0, 0};
+TORCHINTRO_INLINE Ahead
+panel_ahead(const FewOutputs& a, int64_t row_begin, int64_t row, int64_t row_end, int64_t panel, bool narrow) {
+  const bool side_by_side = a.input.column_stride == 1 && a.input.row_stride == a.in_features;
+  if (!side_by_side || row + panel >= row_end) {
+    return Ahead::idle(a.input.data);
   }
-  // Steps of register tiles for every 48 vectors of the panel; those of odd sizes are a little more.
   constexpr int64_t L = kLanes<Accumulator<T>>;
-  const int64_t rows = row_end - row < panel ? row_end - row : panel, outputs = a.out_features, rest = outputs % 4;
-  const int64_t rest_rows = rest == 1 ? kTileRows<1> : rest == 2 ? kTileRows<2> : kTileRows<3>;
-  int64_t steps = outputs / 4 * (48 / kTileRows<4>)+(rest ? 48 / rest_rows : 0);
-  if (a.wants_weight_gradient) {
-    steps += outputs == 1 ? 6 : kTile == 16 ? outputs / 8 * 16 + (outputs % 8 / 4 + (rest > 1)) * 12 : outputs / 2 * 12;
-  }
-  if (a.grad_input) {
-    steps += outputs == 1 ? 12 : 48 / kTile;
-  }
-  const int64_t part = rows * a.in_features * static_cast<int64_t>(sizeof(T)) / Ahead::kParts + 1;
-  return {first, part, part / (rows * a.in_features / L * steps / 48 + 1) + 1};
-}
-
-// The addresses of the rows to come, translated beforehand: one line of each page is asked for, some pages at a time. The
-// processor walks the page tables for several at once, but a walk that a row's first value waits for stops everything
-// behind it: on a virtual machine with pages of 4 KiB (two cores of an Intel Xeon with AMX) 65536 x 1024 -> 4 took 14.8 ms
-// without this and 11.8 ms with it, 1M x 16 -> 1 2.6 ms and 2.0 ms; 4 to 16 pages at a time do, 1 and 32 do less.
-struct Pages {
-  static constexpr int64_t kBytes = 4096, kAtATime = 8;
-  const char* next;
-
-  TORCHINTRO_INLINE void translate(Pages& pages, const char* until) {
-    while (pages.next < until) {
-      for (int64_t page = 0; page < kAtATime; ++page) {
-        __builtin_prefetch(pages.next + page * kBytes, 0, 2);
-      }
-      pages.next += kAtATime * kBytes;
+  const int64_t outputs = a.out_features, rest = outputs % 4;
+  int64_t steps = 0;
+  if (narrow) {
+    steps = panel / L * ((a.in_features + Ahead::kPages - 1) / Ahead::kPages);
+  } else { // of register tiles, for every 48 vectors of the panel; those of odd sizes are a little more
+    const int64_t rest_rows = rest == 1 ? kTileRows<1> : rest == 2 ? kTileRows<2> : kTileRows<3>;
+    steps = outputs / 4 * (48 / kTileRows<4>)+(rest ? 48 / rest_rows : 0);
+    if (a.wants_weight_gradient) {
+      steps += outputs == 1 ? 6
+          : kTile == 16     ? outputs / 8 * 16 + (outputs % 8 / 4 + (rest > 1)) * 12
+                            : outputs / 2 * 12;
     }
+    if (a.grad_input) {
+      steps += outputs == 1 ? 12 : 48 / kTile;
+    }
+    steps = panel * a.in_features / L * steps / 48;
   }
-};
+  const int64_t row_bytes = a.in_features * static_cast<int64_t>(sizeof(T));
+  const char* origin = static_cast<const char*>(a.input.data) + row_begin * row_bytes;
+  // Four pages are complete when the fifth is begun.
+  const char* next = origin + (row + panel - row_begin) * row_bytes + Ahead::kPages * Ahead::kPage;
+  return Ahead::from(origin, next, panel * row_bytes, steps);
+}
 
 template <typename A>
 TORCHINTRO_FUNCTION void set_zero(A* to, int64_t size) {
@@ -210,21 +200,16 @@ TORCHINTRO_TARGET void few_outputs(
   int64_t run = 0; // rows in dw
   bool fresh = true; // nothing is in sums yet
   const T* input = static_cast<const T*>(a.input.data);
-  Pages pages{reinterpret_cast<const char*>(input + row_begin * a.input.row_stride)};
 
   for (int64_t row = row_begin; row < row_end; row += panel) {
     const int64_t rows = row_end - row < panel ? row_end - row : panel;
     const int64_t padded_rows = round_up(rows, tile);
-    Ahead ahead = panel_ahead<T>(a, row + panel, row_end, panel);
-    if (side_by_side(a)) {
-      const int64_t until = row + 2 * panel < row_end ? row + 2 * panel : row_end;
-      Pages::translate(pages, reinterpret_cast<const char*>(input + until * a.input.row_stride));
-    }
+    Ahead ahead = panel_ahead<T>(a, row_begin, row, row_end, panel, narrow);
     // Rows that do not fill a tile are copied too, with zeros behind them.
     const bool direct = !narrow && usable && rows == padded_rows;
     const T* x = input + row * a.input.row_stride;
     if (narrow) {
-      load_operand<T>(a.input, row, row_end, rows, padded_rows, features, s.x, s.column);
+      load_operand<T>(a.input, row, row_end, rows, padded_rows, features, s.x, s.column, &ahead);
       narrow_predict<A>(s.x, w, bias, features, outputs, padded_rows, s.p);
     } else if (direct) {
       wide_predict<T>(x, a.input.row_stride, rows, w, features, outputs, ahead, s.p);
@@ -248,9 +233,7 @@ TORCHINTRO_TARGET void few_outputs(
       narrow_weight_gradient<A>(s.x, s.p, features, outputs, padded_rows, run == 0, s.dw);
     } else if (a.wants_weight_gradient && direct) {
       wide_weight_gradient<T>(
-          {x, a.input.row_stride, rows, Columns<A>::of(features), s.p, run == 0, s.dw, s.dw_stride},
-          outputs,
-          ahead);
+          {x, a.input.row_stride, rows, Columns<A>::of(features), s.p, run == 0, s.dw, s.dw_stride}, outputs, ahead);
     } else if (a.wants_weight_gradient) {
       wide_weight_gradient<A>(
           {s.x, s.x_stride, rows, Columns<A>::of(features), s.p, run == 0, s.dw, s.dw_stride}, outputs, ahead);

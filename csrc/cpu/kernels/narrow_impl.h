@@ -49,10 +49,12 @@ TORCHINTRO_FUNCTION void narrow_predict(
   constexpr int64_t Q = kNarrowTileOutputs;
   int64_t o = 0;
   for (; o + Q <= outputs; o += Q) {
-    narrow_predict_tile<A, Q>(xt, w + o * features, bias ? bias + o : nullptr, features, rows, p + o * kNarrowPanelRows);
+    narrow_predict_tile<A, Q>(
+        xt, w + o * features, bias ? bias + o : nullptr, features, rows, p + o * kNarrowPanelRows);
   }
   for (; o < outputs; ++o) {
-    narrow_predict_tile<A, 1>(xt, w + o * features, bias ? bias + o : nullptr, features, rows, p + o * kNarrowPanelRows);
+    narrow_predict_tile<A, 1>(
+        xt, w + o * features, bias ? bias + o : nullptr, features, rows, p + o * kNarrowPanelRows);
   }
 }
 

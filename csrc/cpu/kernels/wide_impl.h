@@ -16,28 +16,9 @@ constexpr int64_t kTileRows = Q == 1 ? kTile
     : Q == 2                         ? kTile / 2
                                      : kTile / 4;
 
-// Asks for the next panel while this one is worked on, evenly: the memory would else be idle while the registers are busy,
-// and the registers while it is not. Four quarters of it at once, since the processor's own prefetching, which runs ahead of
-// what is asked for, stops at the end of a page: one quarter after the other is slower by a tenth, two at once by half of
-// that, sixteen by a fifth with several outputs. Lines asked for twice, where a step's share is below a line, cost less than
-// counting.
-struct Ahead {
-  static constexpr int64_t kParts = 4;
-  const char* next; // in the first part
-  int64_t part; // bytes
-  int64_t pace; // bytes of each part for a step of a register tile
-
-  template <int64_t Q>
-  TORCHINTRO_INLINE void step(Ahead& ahead) {
-    constexpr int64_t lines = Q == 1 ? 2 : 1; // a tile of one output does little with what it reads
-    for (int64_t line = 0; line < lines; ++line) {
-      for (int64_t part = 0; part < kParts; ++part) {
-        __builtin_prefetch(ahead.next + part * ahead.part + line * 64, 0, 2);
-      }
-    }
-    ahead.next += ahead.pace;
-  }
-};
+// Lines of each page to ask for at a step of a tile of Q outputs: one output does little with what it reads.
+template <int64_t Q>
+constexpr int64_t kLinesAhead = Q == 1 ? 2 : 1;
 
 // Row r of a tile, from every fourth row's address: the others are reached by the processor's own scaled index.
 template <typename T>
@@ -88,9 +69,9 @@ TORCHINTRO_INLINE void dot_tile(
   using A = Accumulator<T>;
   constexpr int64_t L = kLanes<A>, S = (R * Q + L - 1) / L * L;
   Vector<A> sum[S] = {};
-  Ahead pump = ahead; // in registers
+  const char* next = ahead.next;
   for (int64_t d = columns.begin; d < columns.whole; d += L) {
-    Ahead::step<Q>(pump);
+    next = Ahead::step<kLinesAhead<Q>>(ahead, next, d / L);
     Vector<A> weight[Q];
     for (int64_t q = 0; q < Q; ++q) {
       weight[q] = Memory<A>::load(w + q * columns.features + d);
@@ -102,7 +83,7 @@ TORCHINTRO_INLINE void dot_tile(
       }
     }
   }
-  ahead = pump;
+  ahead.next = next;
   if (columns.tail) {
     const int64_t last = columns.features - L;
     for (int64_t r = 0; r < R; ++r) {
@@ -191,7 +172,7 @@ TORCHINTRO_INLINE void gradient_tile(const WeightGradient<T>& a, int64_t o, int6
   const T* x = a.x + (Last ? a.columns.features - L : d);
   const A* g = a.g + o * kWidePanelRows;
   const int64_t stride = a.stride, rows = a.rows;
-  Ahead pump = ahead; // these in registers
+  const char* next = ahead.next;
   Vector<A> sum[Q][V]; // the panel's own sum first: a shorter chain of roundings
   for (int64_t q = 0; q < Q; ++q) {
     for (int64_t v = 0; v < V; ++v) {
@@ -200,7 +181,7 @@ TORCHINTRO_INLINE void gradient_tile(const WeightGradient<T>& a, int64_t o, int6
   }
   for (int64_t r = 0; r < rows; ++r, x += stride) {
     Vector<A> value[V];
-    Ahead::step<Q>(pump);
+    next = Ahead::step<kLinesAhead<Q>>(ahead, next, r);
     for (int64_t v = 0; v < V; ++v) {
       value[v] = Memory<T>::load(x + v * L);
       if constexpr (Last) {
@@ -214,7 +195,7 @@ TORCHINTRO_INLINE void gradient_tile(const WeightGradient<T>& a, int64_t o, int6
       }
     }
   }
-  ahead = pump;
+  ahead.next = next;
   for (int64_t q = 0; q < Q; ++q) {
     for (int64_t v = 0; v < V; ++v) {
       A* to = a.dw + (o + q) * a.dw_stride + d + v * L;
@@ -281,7 +262,7 @@ TORCHINTRO_INLINE void input_gradient_tile(
     T* to) {
   using A = Accumulator<T>;
   constexpr int64_t L = kLanes<A>;
-  Ahead::step<V>(ahead);
+  ahead.next = Ahead::step<1>(ahead, ahead.next, 0);
   Vector<A> sum[R][V] = {};
   for (int64_t o = 0; o < outputs; ++o) {
     Vector<A> weight[V];
@@ -324,8 +305,7 @@ TORCHINTRO_INLINE void input_gradient_rows(
     input_gradient_tile<T, R, 1, PastCaches>(g, w + d, features, outputs, scale, ahead, to + d);
   }
   if (d < features) { // the same values once more where it reaches back
-    input_gradient_tile<T, R, 1, false>(
-        g, w + features - L, features, outputs, scale, ahead, to + features - L);
+    input_gradient_tile<T, R, 1, false>(g, w + features - L, features, outputs, scale, ahead, to + features - L);
   }
 }
 
