@@ -41,6 +41,7 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) 
   call.linear_bias = linear_bias.defined() ? linear_bias.const_data_ptr() : nullptr;
   call.target = strided(p.target);
   call.weight = strided(p.weight);
+  call.rows = p.rows;
   call.in_features = p.in_features;
   call.out_features = p.out_features;
   call.residual_scale = residual_scale(p);

@@ -70,6 +70,7 @@ inline cpu::FewOutputs call_few_outputs(const FewOutputsProblem& p, const FewOut
   call.linear_bias = p.linear_bias.present() ? p.linear_bias.memory.data() : nullptr;
   call.target = p.target.strided();
   call.weight = p.weight.strided();
+  call.rows = p.rows;
   call.in_features = p.features;
   call.out_features = p.outputs;
   call.residual_scale = p.residual_scale;

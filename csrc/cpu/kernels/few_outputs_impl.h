@@ -140,17 +140,17 @@ TORCHINTRO_INLINE void copy_rows(
   }
 }
 
-// What to ask for while the panel at `row` is worked on: as much as it has, where the rows lie side by side.
+// What to ask for while the panel at `row` is worked on: as much as it has, where the rows lie side by side. Those behind a
+// block's end are the next block's, very likely of the same thread.
 template <typename T>
-TORCHINTRO_INLINE Ahead
-panel_ahead(const FewOutputs& a, int64_t row_begin, int64_t row, int64_t row_end, int64_t panel, bool narrow) {
+TORCHINTRO_INLINE Ahead panel_ahead(const FewOutputs& a, int64_t row, int64_t panel, bool narrow) {
   const bool side_by_side = a.input.column_stride == 1 && a.input.row_stride == a.in_features;
-  if (!side_by_side || row + panel >= row_end) {
+  if (!side_by_side || row + panel >= a.rows) {
     return Ahead::idle(a.input.data);
   }
   constexpr int64_t L = kLanes<Accumulator<T>>;
   const int64_t outputs = a.out_features, rest = outputs % 4;
-  int64_t steps = 0;
+  int64_t steps;
   if (narrow) {
     steps = panel / L * ((a.in_features + Ahead::kPages - 1) / Ahead::kPages);
   } else { // of register tiles, for every 48 vectors of the panel; those of odd sizes are a little more
@@ -167,9 +167,9 @@ panel_ahead(const FewOutputs& a, int64_t row_begin, int64_t row, int64_t row_end
     steps = panel * a.in_features / L * steps / 48;
   }
   const int64_t row_bytes = a.in_features * static_cast<int64_t>(sizeof(T));
-  const char* origin = static_cast<const char*>(a.input.data) + row_begin * row_bytes;
+  const char* origin = static_cast<const char*>(a.input.data);
   // Four pages are complete when the fifth is begun.
-  const char* next = origin + (row + panel - row_begin) * row_bytes + Ahead::kPages * Ahead::kPage;
+  const char* next = origin + (row + panel) * row_bytes + Ahead::kPages * Ahead::kPage;
   return Ahead::from(origin, next, panel * row_bytes, steps);
 }
 
@@ -204,7 +204,7 @@ TORCHINTRO_TARGET void few_outputs(
   for (int64_t row = row_begin; row < row_end; row += panel) {
     const int64_t rows = row_end - row < panel ? row_end - row : panel;
     const int64_t padded_rows = round_up(rows, tile);
-    Ahead ahead = panel_ahead<T>(a, row_begin, row, row_end, panel, narrow);
+    Ahead ahead = panel_ahead<T>(a, row, panel, narrow);
     // Rows that do not fill a tile are copied too, with zeros behind them.
     const bool direct = !narrow && usable && rows == padded_rows;
     const T* x = input + row * a.input.row_stride;

@@ -35,6 +35,7 @@ struct FewOutputs {
   const void* linear_bias; // (O) contiguous, same; null without
   Strided<const void> target; // (N, O), target dtype
   Strided<const void> weight; // (N, O), target dtype; null without
+  int64_t rows; // N: what lies behind a block may be asked for ahead
   int64_t in_features;
   int64_t out_features;
   double residual_scale;
