@@ -83,13 +83,21 @@ std::array<at::Tensor, 4> decomposed_gradients(
     Reduction reduction,
     const GradientMask& output_mask);
 
-// float16 has five exponent bits: a gradient of the mean over many elements, or of the sum over many rows, leaves its
-// range before the upstream gradient (a loss scale, say) could bring it back. So `_linear_mse_loss_grads` returns a float16
-// gradient divided by the unit below, which makes a mean of every sum in it, over rows for dW and db, over outputs for dX,
-// and so keeps it at a size that neither N nor O moves; the backward pass multiplies by unit * upstream in float32. For all
-// other dtypes the unit is 1 and the gradient is the gradient.
-inline bool has_gradient_unit(at::ScalarType dtype) {
-  return dtype == at::kHalf;
+// What `_linear_mse_loss_grads` returns a gradient in, for an argument of that dtype. In float16 the gradients of
+// linear_weight and linear_bias are float32: sums over rows, whose terms may cancel to what float16 does not hold before the
+// upstream gradient (a loss scale, say) has multiplied it. Autograd converts what the backward pass returns.
+inline at::ScalarType gradient_dtype(Gradient gradient, at::ScalarType dtype) {
+  const bool over_rows = gradient == kLinearWeight || gradient == kLinearBias;
+  return over_rows && dtype == at::kHalf ? at::kFloat : dtype;
+}
+
+// float16 has five exponent bits: a gradient of the mean over many elements leaves its range before the upstream gradient
+// could bring it back. So `_linear_mse_loss_grads` returns a gradient that is float16 (input's and target's, see above)
+// divided by the unit below, which takes the mean's 1 / N out of it, puts a mean over outputs into the sum's dX, and so
+// keeps it at a size that neither N nor O moves; the backward pass multiplies by unit * upstream in float32. For all other
+// dtypes the unit is 1 and the gradient is the gradient.
+inline bool has_gradient_unit(at::ScalarType gradient_dtype) {
+  return gradient_dtype == at::kHalf;
 }
 
 // A quotient, kept as its two counts: where they are symbolic, a compiled graph multiplies and divides by integers.
@@ -102,14 +110,11 @@ struct Unit {
 template <typename Count>
 Unit<Count> gradient_unit(Gradient gradient, Reduction reduction, const Count& rows, const Count& outputs) {
   const bool mean = reduction == Reduction::Mean;
-  switch (gradient) {
-    case kInput:
-      return mean ? Unit<Count>{1, rows} : Unit<Count>{outputs, 1};
-    case kTarget:
-      return mean ? Unit<Count>{1, rows * outputs} : Unit<Count>{1, 1};
-    default:
-      return mean ? Unit<Count>{1, outputs} : Unit<Count>{rows, 1};
+  if (gradient == kInput) {
+    return mean ? Unit<Count>{1, rows} : Unit<Count>{outputs, 1};
   }
+  TORCH_INTERNAL_ASSERT_DEBUG_ONLY(gradient == kTarget);
+  return mean ? Unit<Count>{1, rows * outputs} : Unit<Count>{1, 1};
 }
 
 } // namespace torchintro

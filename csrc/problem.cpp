@@ -59,7 +59,7 @@ Problem make_problem(
   p.loss_factor = mean && !weight ? 1.0 / count : 1.0;
 
   const auto unit = [&](const at::Tensor& of, Gradient gradient) {
-    if (!has_gradient_unit(of.scalar_type())) {
+    if (!has_gradient_unit(gradient_dtype(gradient, of.scalar_type()))) {
       return 1.0;
     }
     const auto quotient = gradient_unit<int64_t>(gradient, reduction, p.rows, p.out_features);
@@ -67,7 +67,7 @@ Problem make_problem(
   };
   const double residual_unit = unit(input, kTarget); // g has input's dtype, and target's gradient but for its sign
   p.residual_factor = 2.0 * p.loss_factor / residual_unit;
-  p.weight_gradient_factor = residual_unit / unit(input, kLinearWeight);
+  p.weight_gradient_factor = residual_unit;
   p.target_gradient_factor = -residual_unit / unit(target, kTarget);
   p.input_gradient_factor = residual_unit / unit(input, kInput);
   return p;
@@ -83,19 +83,15 @@ at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options)
 std::array<at::Tensor, 4> empty_gradients(
     const Problem& p, at::Tensor (*empty)(at::IntArrayRef, const at::TensorOptions&)) {
   std::array<at::Tensor, 4> gradients;
-  const auto options = p.input.options();
-  if (p.mask[kInput]) {
-    gradients[kInput] = empty({p.rows, p.in_features}, options);
-  }
-  if (p.mask[kLinearWeight]) {
-    gradients[kLinearWeight] = empty({p.out_features, p.in_features}, options);
-  }
-  if (p.mask[kTarget]) {
-    gradients[kTarget] = empty({p.rows, p.out_features}, p.target.options());
-  }
-  if (p.mask[kLinearBias]) {
-    gradients[kLinearBias] = empty({p.out_features}, options);
-  }
+  const auto make = [&](Gradient gradient, at::IntArrayRef sizes, const at::Tensor& of) {
+    if (p.mask[gradient]) {
+      gradients[gradient] = empty(sizes, of.options().dtype(gradient_dtype(gradient, of.scalar_type())));
+    }
+  };
+  make(kInput, {p.rows, p.in_features}, p.input);
+  make(kLinearWeight, {p.out_features, p.in_features}, p.input);
+  make(kTarget, {p.rows, p.out_features}, p.target);
+  make(kLinearBias, {p.out_features}, p.input);
   return gradients;
 }
 

@@ -167,3 +167,25 @@ def assert_close_to_exact(ours: Tensor, eager: Tensor, exact: Tensor, terms: Ten
         rounding *= 8
     bound = 4 * (eager_error + rounding)
     assert error <= bound, f"{name}: error {error:.3e} is above {bound:.3e} (eager's is {eager_error:.3e})"
+
+
+def assert_sorted_rows_lose_no_digits(rows: int, out_features: int, dtype: torch.dtype, device: str) -> None:
+    """The shares of the weight's gradient that blocks of rows have are large and cancel: rounded, nothing would be left."""
+    x = (1 + 0.5 * torch.randn(rows, 16)).to(dtype)
+    w = torch.zeros(out_features, 16, dtype=dtype)
+    t = (torch.linspace(-1, 1, rows)[:, None] + 0.01 * torch.randn(rows, out_features)).to(dtype)
+    # Eager's float16 gradients of a mean underflow without a scale.
+    scale = 1.0 if dtype == torch.bfloat16 else 2.0**15
+
+    def gradient(operator: Operator, dtype: torch.dtype) -> Tensor:
+        moved = [tensor.to(device, dtype) for tensor in (x, w, t)]
+        moved[1].requires_grad_()
+        (operator(*moved) * scale).backward()
+        return moved[1].grad.double() / scale
+
+    exact = gradient(reference.linear_mse_loss, torch.float64)
+
+    def error(operator: Operator) -> float:
+        return ((gradient(operator, dtype) - exact).norm() / exact.norm()).item()
+
+    assert error(linear_mse_loss) <= 1.2 * error(reference.linear_mse_loss) + torch.finfo(dtype).eps

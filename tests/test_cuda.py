@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from problems import DTYPES, NAMES, Problem, assert_as_exact_as_eager, make_problem, transposed
+from problems import (
+    DTYPES,
+    NAMES,
+    Problem,
+    assert_as_exact_as_eager,
+    assert_sorted_rows_lose_no_digits,
+    make_problem,
+    transposed,
+)
 from torch import Tensor
 
 from torchintro import _C, linear_mse_loss, reference
@@ -45,6 +53,11 @@ def test_every_dtype_at_sizes_of_a_gpu(shape: tuple, dtype: torch.dtype, target_
 def test_column_major_input(out_features: int) -> None:
     problem = make_problem(3000, 37, out_features, dtype=torch.float32, device="cuda")
     assert_as_exact_as_eager(problem.map(transposed))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_sorted_by_target_lose_no_digits(dtype: torch.dtype) -> None:
+    assert_sorted_rows_lose_no_digits(20000, 8192, dtype, "cuda")  # in chunks of 2048 rows
 
 
 def results_without_waiting(problem: Problem) -> dict[str, Tensor]:

@@ -133,6 +133,31 @@ def test_float16_gradients_survive_large_batches_and_loss_scales(
         assert error <= 4 * info.eps * exact[name][in_range].abs().max() + 2 * spacing, name
 
 
+@pytest.mark.parametrize("out_features", [1, 48])
+def test_float16_gradients_survive_terms_that_cancel(device: str, out_features: int) -> None:
+    """Far below its terms, a sum over rows must not be stored in float16 before the loss scale has multiplied it."""
+    problem = make_problem(200000, 16, out_features, dtype=torch.float16, target_dtype=torch.float32, device=device)
+    problem.target.mul_(1e-5)
+    for parameter in (problem.linear_weight, problem.linear_bias):
+        parameter.zero_()
+    ours = problem.results(torchintro.linear_mse_loss, 2.0**16)
+    exact = problem.map(Tensor.double).results(torchintro.linear_mse_loss, 2.0**16)
+    for name in ("linear_weight", "linear_bias"):
+        error = (ours[name].double() - exact[name]).norm() / exact[name].norm()
+        assert error <= 4 * torch.finfo(torch.float16).eps, name
+
+
+@pytest.mark.parametrize("per", ["row", "element"])
+@pytest.mark.parametrize("out_features", [1, 48])
+def test_float16_mean_over_few_weights(device: str, out_features: int, per: str) -> None:
+    """Its terms are large before the upstream gradient is known: as many times as there are weights that are zero."""
+    problem = make_problem(100000, 8, out_features, weight=per, dtype=torch.float16, device=device)
+    assert problem.weight is not None
+    problem.weight.zero_()
+    problem.weight[7] = 1
+    assert_as_exact_as_eager(problem)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_float16_gradients_survive_many_outputs(device: str, reduction: str) -> None:
     """The input's gradient sums over the outputs: more than float16 holds, were it not for the mean's factor."""

@@ -350,7 +350,13 @@ at::Tensor linear_mse_loss_autograd(
                                    .typed<decltype(linear_mse_loss_grads_composite)>();
 
   const bool requires_grad = torch::autograd::compute_requires_grad(input, linear_weight, target, linear_bias);
-  if ((requires_grad && reduction == "none") || must_decompose(input, linear_weight, target, linear_bias, weight)) {
+  const bool is_mean = reduction == "mean";
+  // A mean over few weights that are not zero is large before the upstream gradient is known, for float16 too large; how
+  // large, only the device knows.
+  const bool may_overflow =
+      is_mean && weight && (input.scalar_type() == at::kHalf || target.scalar_type() == at::kHalf);
+  if ((requires_grad && (reduction == "none" || may_overflow)) ||
+      must_decompose(input, linear_weight, target, linear_bias, weight)) {
     return linear_mse_loss_composite(input, linear_weight, target, linear_bias, weight, reduction);
   }
   const auto below = keys & c10::after_autograd_keyset;
@@ -370,13 +376,7 @@ at::Tensor linear_mse_loss_autograd(
   }();
 
   auto node = make_node<LinearMSELossBackward>(
-      input,
-      linear_weight,
-      target,
-      linear_bias,
-      weight,
-      result,
-      reduction == "mean" ? Reduction::Mean : Reduction::Sum);
+      input, linear_weight, target, linear_bias, weight, result, is_mean ? Reduction::Mean : Reduction::Sum);
   node->set_next_edges(torch::autograd::collect_next_edges(input, linear_weight, target, linear_bias));
   auto loss = std::move(std::get<0>(result));
   torch::autograd::set_history(loss, node);

@@ -11,7 +11,7 @@ namespace {
 
 // What a float16 gradient is computed in, before it is divided by its unit.
 at::Tensor widened(const at::Tensor& tensor) {
-  return has_gradient_unit(tensor.scalar_type()) ? tensor.to(at::kFloat) : tensor;
+  return tensor.scalar_type() == at::kHalf ? tensor.to(at::kFloat) : tensor;
 }
 
 OptionalTensor widened(const OptionalTensor& tensor) {
@@ -57,11 +57,12 @@ LossAndGradients linear_mse_loss_grads_composite(
     if (!gradient.defined()) {
       return std::nullopt;
     }
-    if (!has_gradient_unit(like.scalar_type())) {
-      return gradient.to(like.scalar_type());
+    const auto dtype = gradient_dtype(index, like.scalar_type());
+    if (!has_gradient_unit(dtype)) {
+      return gradient.to(dtype);
     }
     const auto unit = gradient_unit(index, parsed, rows, outputs);
-    return at::div(at::mul(gradient, at::Scalar(unit.denominator)), at::Scalar(unit.numerator)).to(like.scalar_type());
+    return at::div(at::mul(gradient, at::Scalar(unit.denominator)), at::Scalar(unit.numerator)).to(dtype);
   };
   return {
       decomposed_loss(input, linear_weight, target, linear_bias, weight, parsed),

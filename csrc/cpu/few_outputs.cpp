@@ -67,8 +67,9 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) 
 
   const auto add_up = [&, first = sums.get(), count = blocks](int64_t offset, const at::Tensor& gradient) {
     void* const to = gradient.mutable_data_ptr();
+    const auto kernel = find_kernels(dtype_of(gradient), dtype_of(gradient)).add_up;
     at::parallel_for(0, gradient.numel(), kOperationsPerThread / count + 1, [&](int64_t begin, int64_t end) {
-      kernels.add_up(first + offset, count, size, begin, end, p.weight_gradient_factor, to);
+      kernel(first + offset, count, size, begin, end, p.weight_gradient_factor, to);
     });
   };
   if (p.mask[kLinearBias]) {

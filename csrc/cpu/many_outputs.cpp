@@ -212,16 +212,19 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(const Problem& p)
     gradients[kInput] = total.input_gradient(); // a product may have made it
   }
   if (p.mask[kLinearWeight]) {
-    if (!tiles.wide_weight_gradient) {
-      gradients[kLinearWeight] = total.weight_gradient();
-    } else if (p.weight_gradient_factor == 1.0) {
-      gradients[kLinearWeight].copy_(total.weight_gradient());
+    at::Tensor sum = total.weight_gradient();
+    if (tiles.wide_weight_gradient && p.weight_gradient_factor != 1.0) {
+      sum.mul_(p.weight_gradient_factor);
+    }
+    if (sum.scalar_type() == gradients[kLinearWeight].scalar_type()) {
+      gradients[kLinearWeight] = sum;
     } else {
-      gradients[kLinearWeight].copy_(at::Tensor(total.weight_gradient()).mul_(p.weight_gradient_factor));
+      gradients[kLinearWeight].copy_(sum);
     }
   }
   if (p.mask[kLinearBias]) {
-    find_kernels(dtype_of(p.input), dtype_of(p.target))
+    const auto& gradient = gradients[kLinearBias];
+    find_kernels(dtype_of(gradient), dtype_of(gradient))
         .add_up(
             total.bias_sums().data(),
             /*blocks=*/1,
@@ -229,7 +232,7 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(const Problem& p)
             0,
             p.out_features,
             p.weight_gradient_factor,
-            gradients[kLinearBias].mutable_data_ptr());
+            gradient.mutable_data_ptr());
   }
   return {loss_of(p, total.loss()), gradients};
 }

@@ -84,7 +84,8 @@ Tiles make_tiles(const Problem& p) {
       tiles.outputs = equal_parts(outputs, std::max(side, elements / tiles.rows));
     }
   }
-  tiles.wide_weight_gradient = size == 2 && tiles.rows < rows;
+  // In 16 bits each tile's share would be rounded; and float16's is float32 to the end.
+  tiles.wide_weight_gradient = size == 2 && (tiles.rows < rows || p.input.scalar_type() == at::kHalf);
   return tiles;
 }
 

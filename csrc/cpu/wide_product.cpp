@@ -4,7 +4,7 @@
 //   C (up to 64 x 64, float32) += A (64 x K) B (K x 64),   A = g' of a block of outputs, B = x of a block of features
 // B is packed once for all blocks of outputs, with the rows in pairs as the instructions take them; a thread owns blocks of
 // outputs and transposes their g as it comes to them. Each element of the sum belongs to one thread and adds its rows in
-// their order. Elsewhere a float32 product of copies.
+// their order. Elsewhere float32 products of copies.
 #include "cpu/kernels/kernels.h"
 #include "cpu/products.h"
 
@@ -124,12 +124,25 @@ void add_block_products(const at::Tensor& sum, const at::Tensor& g, const at::Te
   });
 }
 
+// Of copies in float32, which are pieces that stay in cache: not twice the memory of the prediction.
+void add_product_of_copies(const at::Tensor& sum, const at::Tensor& g, const at::Tensor& x) {
+  constexpr int64_t kRows = 1024, kElements = int64_t{1} << 21;
+  for (int64_t row = 0; row < g.size(0); row += kRows) {
+    const int64_t rows = std::min(kRows, g.size(0) - row);
+    const auto x_rows = x.narrow(0, row, rows).to(at::kFloat);
+    for (int64_t output = 0; output < g.size(1); output += kElements / kRows) {
+      const int64_t outputs = std::min(kElements / kRows, g.size(1) - output);
+      auto out = sum.narrow(0, output, outputs);
+      at::addmm_out(out, out, g.narrow(0, row, rows).narrow(1, output, outputs).to(at::kFloat).t(), x_rows);
+    }
+  }
+}
+
 } // namespace
 
 void add_wide_product(const at::Tensor& sum, const at::Tensor& g, const at::Tensor& x) {
   if (!at::native::cpublas::could_pack(g.scalar_type())) {
-    auto out = sum;
-    at::addmm_out(out, sum, g.to(at::kFloat).t(), x.to(at::kFloat));
+    add_product_of_copies(sum, g, x);
   } else if (x.stride(1) != 1) {
     add_wide_product(sum, g, x.contiguous());
   } else {

@@ -3,10 +3,10 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 
@@ -32,12 +32,17 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
   chunk_rows = std::min(chunk_rows, p.rows);
   const bool one_chunk = chunk_rows == p.rows;
 
-  // Chunks of a 16-bit gradient are added in float32: each product rounds its chunk once, and the sum is rounded once more.
-  const bool wide_sum = !one_chunk && p.mask[kLinearWeight] && options.dtype().itemsize() == 2;
+  // In 16 bits the chunks' shares are products into float32: rounded one by one, nothing would be left of shares that
+  // cancel. float16's gradient is float32 to the end (gradient_dtype).
   at::Tensor weight_gradient = gradients[kLinearWeight];
-  at::Tensor weight_gradient_sum;
-  if (wide_sum) {
-    weight_gradient_sum = at::zeros_like(weight_gradient, at::kFloat);
+  const bool wide = p.mask[kLinearWeight] && options.dtype().itemsize() == 2 &&
+      (!one_chunk || weight_gradient.scalar_type() == at::kFloat);
+  at::Tensor share;
+  if (wide && weight_gradient.scalar_type() != at::kFloat) {
+    weight_gradient = at::empty(weight_gradient.sizes(), options.dtype(at::kFloat));
+  }
+  if (wide && !one_chunk) {
+    share = at::empty_like(weight_gradient);
   }
 
   auto loss_sum = at::zeros({}, sum_options);
@@ -70,17 +75,21 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
       auto out = chunk_of(gradients[kInput]);
       product(out, prediction, p.linear_weight, p.input_gradient_factor, 0.0);
     }
-    if (p.mask[kLinearWeight]) {
-      const double beta = wide_sum || begin == 0 ? 0.0 : 1.0;
-      product(weight_gradient, prediction.t(), input, p.weight_gradient_factor, beta);
-      if (wide_sum) {
-        weight_gradient_sum.add_(weight_gradient);
-      }
+    if (wide && begin == 0) {
+      at::mm_out(weight_gradient, prediction.t(), input, at::kFloat);
+    } else if (wide) {
+      at::mm_out(share, prediction.t(), input, at::kFloat);
+      weight_gradient.add_(share);
+    } else if (p.mask[kLinearWeight]) {
+      product(weight_gradient, prediction.t(), input, p.weight_gradient_factor, begin == 0 ? 0.0 : 1.0);
     }
   }
 
-  if (wide_sum) {
-    weight_gradient.copy_(weight_gradient_sum);
+  if (wide) {
+    if (p.weight_gradient_factor != 1.0) {
+      weight_gradient.mul_(p.weight_gradient_factor);
+    }
+    gradients[kLinearWeight] = weight_gradient.to(gradients[kLinearWeight].scalar_type());
   }
   if (p.mask[kLinearBias]) {
     gradients[kLinearBias].copy_(bias_sum.mul_(p.weight_gradient_factor));

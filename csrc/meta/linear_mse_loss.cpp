@@ -30,7 +30,8 @@ LossAndGradients linear_mse_loss_grads_meta(
   check_grads_inputs(input, linear_weight, target, linear_bias, weight, reduction, output_mask);
   // Contiguous, whatever the argument's strides: as the kernels return them.
   const auto gradient = [&](Gradient index, const at::Tensor& like) -> OptionalTensor {
-    return output_mask[index] ? OptionalTensor(at::empty_symint(like.sym_sizes(), like.options())) : std::nullopt;
+    const auto options = like.options().dtype(gradient_dtype(index, like.scalar_type()));
+    return output_mask[index] ? OptionalTensor(at::empty_symint(like.sym_sizes(), options)) : std::nullopt;
   };
   return {
       at::empty({}, target.options()),

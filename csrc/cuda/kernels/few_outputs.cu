@@ -426,6 +426,15 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <typename T>
+struct WeightGradientOf { // what dW and db are stored in: gradient_dtype in linear_mse_loss.h
+  using type = T;
+};
+template <>
+struct WeightGradientOf<__half> {
+  using type = float;
+};
+
 // Adds up the partial sums of both kernels, scales them and stores the results.
 //
 //   loss = loss_factor * sum(v r^2) / S     db = weight_gradient_factor * sum g     dW = weight_gradient_factor * g' X
@@ -435,16 +444,17 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 __global__ void __launch_bounds__(kSumThreads)
     finish_kernel(const FewOutputsCall call, const Partials<double> sums, const Partials<Accumulator<T>> weight_sums) {
+  using G = typename WeightGradientOf<T>::type;
   __shared__ double scratch[kSumThreads];
   int64_t column = 0;
   double total = 0;
   if (blockIdx.x >= sums.columns) { // the same for the whole block
     if (sum_of_partials(weight_sums, blockIdx.x - sums.columns, scratch, column, total)) {
-      static_cast<T*>(call.grad_linear_weight)[column] = narrow<T>(call.weight_gradient_factor * total);
+      static_cast<G*>(call.grad_linear_weight)[column] = narrow<G>(call.weight_gradient_factor * total);
     }
   } else if (sum_of_partials(sums, blockIdx.x, scratch, column, total)) {
     if (column > 0) {
-      static_cast<T*>(call.grad_linear_bias)[column - 1] = narrow<T>(call.weight_gradient_factor * total);
+      static_cast<G*>(call.grad_linear_bias)[column - 1] = narrow<G>(call.weight_gradient_factor * total);
     } else {
       const double loss = call.loss_factor * total / (call.weight_sum == nullptr ? 1.0 : *call.weight_sum);
       if (call.target_dtype == call.dtype) {

@@ -36,9 +36,9 @@ struct FewOutputsCall {
   // Results: contiguous; a null gradient is not computed.
   void* loss; // ()
   void* grad_input; // (N, D)
-  void* grad_linear_weight; // (O, D)
+  void* grad_linear_weight; // (O, D), dtype, or float32 for float16
   void* grad_target; // (N, O)
-  void* grad_linear_bias; // (O)
+  void* grad_linear_bias; // (O), the same
 };
 
 // Bytes of device memory that the call needs besides its arguments.
