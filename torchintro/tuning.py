@@ -22,6 +22,8 @@ from .training import ArrayLike, DivergedError, fit, initial_linear, prepare, va
 __all__ = ["best_lr", "tune"]
 
 _SETTINGS = "torchintro"  # the study's user attribute with what makes its values comparable
+# How long to wait for another process to be done with a SQLite file: its own 5 seconds are few on a busy machine.
+_LOCK_SECONDS = 60
 
 
 def tune(
@@ -260,8 +262,11 @@ def _open_study(
     if storage is not None and not isinstance(storage, (str, optuna.storages.BaseStorage)):
         raise TypeError(f"tune: storage must be a URL or an Optuna storage, but got {type(storage).__name__}")
     try:
+        opened = storage
+        if isinstance(storage, str) and storage.startswith("sqlite"):
+            opened = optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": _LOCK_SECONDS}})
         study = optuna.create_study(
-            storage=storage, study_name=study_name, sampler=sampler, direction="minimize", load_if_exists=True
+            storage=opened, study_name=study_name, sampler=sampler, direction="minimize", load_if_exists=True
         )
     except Exception as error:  # whatever the storage's driver raises
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
