@@ -76,6 +76,10 @@ void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b, double f
     } else {
       out.copy_(result);
     }
+  } else if (out.numel() == 1 && !add && factor == 1.0) {
+    // MKL takes 26 us for 1 x 4096 times 4096 x 1, and 3 us for the transposed product.
+    auto transposed = out.t();
+    at::mm_out(transposed, b.t(), a.t());
   } else if (add || factor != 1.0) {
     at::addmm_out(out, out, a, b, /*beta=*/add ? 1.0 : 0.0, /*alpha=*/factor);
   } else {
