@@ -170,7 +170,7 @@ def assert_close_to_exact(ours: Tensor, eager: Tensor, exact: Tensor, terms: Ten
 
 
 def assert_sorted_rows_lose_no_digits(rows: int, out_features: int, dtype: torch.dtype, device: str) -> None:
-    """The shares of the weight's gradient that blocks of rows have are large and cancel: rounded, nothing would be left."""
+    """Blocks of rows have large shares of the weight's gradient, which cancel: rounded, nothing would be left."""
     x = (1 + 0.5 * torch.randn(rows, 16)).to(dtype)
     w = torch.zeros(out_features, 16, dtype=dtype)
     t = (torch.linspace(-1, 1, rows)[:, None] + 0.01 * torch.randn(rows, out_features)).to(dtype)

@@ -21,7 +21,7 @@ from problems import (
 from torch.profiler import profile
 
 import torchintro
-from torchintro import _C, info, reference
+from torchintro import _C, info
 
 # (threads, rows, in_features, out_features): with one thread a tile is 8 MB and about square, with several each has
 # tiles of about 1 MB, if there are rows enough.
