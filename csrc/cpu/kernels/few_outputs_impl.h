@@ -140,19 +140,23 @@ TORCHINTRO_INLINE void copy_rows(
   }
 }
 
-// What to ask for while the panel at `row` is worked on: as much as it has, where the rows lie side by side. Those behind a
-// block's end are the next block's, very likely of the same thread.
+// What to ask for while the panel at `row` is worked on: as much as it has, with the gaps between the rows, where these are
+// small beside the rows or no line of their own. What lies behind a block's end is the next block's, very likely of the same
+// thread.
 template <typename T>
 TORCHINTRO_INLINE Ahead panel_ahead(const FewOutputs& a, int64_t row, int64_t panel, bool narrow) {
-  const bool side_by_side = a.input.column_stride == 1 && a.input.row_stride == a.in_features;
-  if (!side_by_side || row + panel >= a.rows) {
+  constexpr int64_t kLineSize = Ahead::kLine / static_cast<int64_t>(sizeof(T));
+  const int64_t stride = a.input.row_stride, gap = stride - a.in_features;
+  const bool close = a.input.column_stride == 1 && gap >= 0 && (gap <= a.in_features / 2 || stride <= kLineSize);
+  if (!close || row + panel >= a.rows) {
     return Ahead::idle(a.input.data);
   }
   constexpr int64_t L = kLanes<Accumulator<T>>;
   const int64_t outputs = a.out_features, rest = outputs % 4;
+  const int64_t round = narrow ? (a.in_features + Ahead::kPages - 1) / Ahead::kPages : a.in_features / L;
   int64_t steps;
   if (narrow) {
-    steps = panel / L * ((a.in_features + Ahead::kPages - 1) / Ahead::kPages);
+    steps = panel / L * round;
   } else { // of register tiles, for every 48 vectors of the panel; those of odd sizes are a little more
     const int64_t rest_rows = rest == 1 ? kTileRows<1> : rest == 2 ? kTileRows<2> : kTileRows<3>;
     steps = outputs / 4 * (48 / kTileRows<4>)+(rest ? 48 / rest_rows : 0);
@@ -166,11 +170,11 @@ TORCHINTRO_INLINE Ahead panel_ahead(const FewOutputs& a, int64_t row, int64_t pa
     }
     steps = panel * a.in_features / L * steps / 48;
   }
-  const int64_t row_bytes = a.in_features * static_cast<int64_t>(sizeof(T));
+  const int64_t row_bytes = stride * static_cast<int64_t>(sizeof(T));
   const char* origin = static_cast<const char*>(a.input.data);
   // Four pages are complete when the fifth is begun.
   const char* next = origin + (row + panel) * row_bytes + Ahead::kPages * Ahead::kPage;
-  return Ahead::from(origin, next, panel * row_bytes, steps);
+  return Ahead::from(origin, next, panel * row_bytes, steps, round);
 }
 
 template <typename A>

@@ -68,13 +68,14 @@ struct Ahead {
     return {static_cast<const char*>(somewhere), 0, 0, kMostSteps - 1};
   }
 
-  // From `at` on, `bytes` in so many steps. The pages are counted by fours from the one of `origin`.
-  TORCHINTRO_INLINE Ahead from(const char* origin, const char* at, int64_t bytes, int64_t steps) {
+  // From `at` on, `bytes` in so many steps, which are numbered in rounds of `round`. The pages are counted by fours from the
+  // one of `origin`.
+  TORCHINTRO_INLINE Ahead from(const char* origin, const char* at, int64_t bytes, int64_t steps, int64_t round) {
     origin -= reinterpret_cast<uintptr_t>(origin) % kPage;
     const int64_t done = at - origin, four = kPage * kPages, offset = done % four / kPages;
     const int64_t pace = bytes / kPages / (steps + 1) + 1;
     int64_t each = 1; // a step that asks stands for so many
-    while (each < kMostSteps && 2 * each * pace <= kLine) {
+    while (each < kMostSteps && 2 * each <= round && 2 * each * pace <= kLine) {
       each *= 2;
     }
     return {origin + done / four * four + offset, kPage, each * pace, each - 1};
