@@ -22,8 +22,9 @@ namespace {
 
 #if defined(__linux__) && defined(MADV_HUGEPAGE) && defined(MADV_FREE)
 
-// Below, malloc keeps what is freed by itself (its threshold grows up to 32 MB with what it is asked for).
-constexpr size_t kLarge = size_t{16} << 20;
+// Below, malloc keeps what is freed by itself (its threshold grows up to 32 MB with what it is asked for), and asks the system
+// for nothing: a step of 1 x 4096 -> 1024, whose weight gradient has 16 MB, takes 0.78 ms so and 0.99 ms with blocks of ours.
+constexpr size_t kLarge = size_t{32} << 20;
 constexpr size_t kHugePage = size_t{2} << 20;
 // A step has two large gradients at the most: the input's and the target's.
 constexpr size_t kKeptBlocks = 2;
