@@ -253,6 +253,15 @@ def test_a_killed_study_goes_on(tmp_path):
     assert len(study.trials) - len(finished) <= 1
 
 
+def test_an_interrupt_while_a_trial_is_recorded():
+    class Interrupted(optuna.storages.InMemoryStorage):
+        def set_trial_state_values(self, *arguments, **options):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(X, y, n_trials=2, epochs=1, storage=Interrupted())
+
+
 def test_logging_is_quiet_unless_asked_for(caplog):
     optuna.logging.enable_propagation()
     optuna.logging.set_verbosity(optuna.logging.INFO)

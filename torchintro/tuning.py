@@ -158,9 +158,10 @@ def tune(
             if benchmark:  # the first epoch of a process pays for what is loaded on first use
                 run(low, engine, 1)
                 run(low, "reference", 1)
-            study.optimize(
-                objective, n_trials=n_trials - finished, callbacks=[progress] if callable(progress) else None
-            )
+            with _interrupts():
+                study.optimize(
+                    objective, n_trials=n_trials - finished, callbacks=[progress] if callable(progress) else None
+                )
     return study
 
 
@@ -285,6 +286,20 @@ def _open_study(
                 "give the same, or another study_name, because the losses would not compare"
             )
     return study
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Raise a KeyboardInterrupt that came while Optuna recorded a trial, of which its clean-up makes another error."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            cause = cause.__cause__ or cause.__context__
+        raise
 
 
 @contextlib.contextmanager
