@@ -110,7 +110,8 @@ inline int64_t residual_scratch_bytes(const Residual& a) {
   return a.wants_bias_gradient ? (a.outputs + 16) * 8 : 0;
 }
 
-// Elements [begin, end) of a gradient in input's dtype: scale times the sum, in block order, of sums[block * stride + i].
+// Elements [begin, end) of a gradient of the dtype that stands for input's in find_kernels: scale times the sum, in block
+// order, of sums[block * stride + i].
 using AddUpKernel = void (*)(
     const double* sums, int64_t blocks, int64_t stride, int64_t begin, int64_t end, double scale, void* gradient);
 

@@ -143,7 +143,8 @@ TORCHINTRO_INLINE void transpose_rows(
 }
 
 // A panel by columns from a matrix of any strides: rows [0, rows) of `from`, zeros in those up to `padded_rows`, a multiple
-// of the vector. Nothing is read from `end` on, the place behind the last element that may be read.
+// of the vector. Nothing is read from `end` on, the place behind the last element that may be read. `ahead`, where given,
+// goes along.
 template <typename T>
 TORCHINTRO_FUNCTION void load_by_columns(
     const T* from,
