@@ -8,6 +8,8 @@
 // to a power of two: X is read by 1, and again by 2 (2 N D s); t is read (N O u), v if given; g is written by 1 and read by
 // 2 (2 N O' a); dX (N D s) and dT (N O u) are written if asked for. Operations: 2 N D O for p, as many for dW and for dX.
 #include "cuda/kernels/few_outputs.h"
+
+#include "cuda/kernels/device.cuh"
 #include "cuda/kernels/reduction.cuh"
 #include "cuda/kernels/scalar.cuh"
 
@@ -468,9 +470,9 @@ __global__ void __launch_bounds__(kSumThreads)
 
 template <typename T, int kTile>
 cudaError_t launch(const FewOutputsCall& call, const Plan& plan, char* workspace, cudaStream_t stream) {
-  residual_kernel<T, kTile>
-      <<<static_cast<unsigned>(plan.residual_blocks), kThreads, 0, stream>>>(call, plan, workspace);
-  if (const auto error = cudaGetLastError(); error != cudaSuccess) {
+  const auto error =
+      launch(residual_kernel<T, kTile>, plan.residual_blocks, kThreads, 0, stream, call, plan, workspace);
+  if (error != cudaSuccess) {
     return error;
   }
 
@@ -483,9 +485,9 @@ cudaError_t launch(const FewOutputsCall& call, const Plan& plan, char* workspace
 
   Partials<Accumulator<T>> weight_sums;
   if (call.grad_linear_weight != nullptr && call.in_features > 0) {
-    weight_gradient_kernel<T, kTile>
-        <<<static_cast<unsigned>(plan.column_tiles * plan.splits), kThreads, 0, stream>>>(call, plan, workspace);
-    if (const auto error = cudaGetLastError(); error != cudaSuccess) {
+    const int64_t blocks = plan.column_tiles * plan.splits;
+    const auto error = launch(weight_gradient_kernel<T, kTile>, blocks, kThreads, 0, stream, call, plan, workspace);
+    if (error != cudaSuccess) {
       return error;
     }
     weight_sums.data = reinterpret_cast<const Accumulator<T>*>(workspace + plan.weight_sums);
@@ -497,8 +499,7 @@ cudaError_t launch(const FewOutputsCall& call, const Plan& plan, char* workspace
   }
 
   const int64_t blocks = sums.columns + sum_blocks(weight_sums);
-  finish_kernel<T><<<static_cast<unsigned>(blocks), kSumThreads, 0, stream>>>(call, sums, weight_sums);
-  return cudaGetLastError();
+  return launch(finish_kernel<T>, blocks, kSumThreads, 0, stream, call, sums, weight_sums);
 }
 
 template <typename T>

@@ -5,8 +5,10 @@
 //
 // Device memory in bytes, with s the size of the prediction's dtype and u of target's: reads R O (s + u), and v if given;
 // writes R O s for g and R O u for dT where they are wanted. Some 6 operations an element.
-#include "cuda/kernels/reduction.cuh"
 #include "cuda/kernels/residual_step.h"
+
+#include "cuda/kernels/device.cuh"
+#include "cuda/kernels/reduction.cuh"
 #include "cuda/kernels/scalar.cuh"
 
 #include <algorithm>
@@ -184,12 +186,8 @@ template <typename T, typename U>
 cudaError_t launch(const ResidualStepCall& call, char* workspace, cudaStream_t stream) {
   const auto plan = make_plan(call);
   const int64_t blocks = plan.column_tiles * plan.splits;
-  if (plan.packed) {
-    residual_step_kernel<T, U, kPack><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(call, plan, workspace);
-  } else {
-    residual_step_kernel<T, U, 1><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(call, plan, workspace);
-  }
-  if (const auto error = cudaGetLastError(); error != cudaSuccess) {
+  const auto kernel = plan.packed ? residual_step_kernel<T, U, kPack> : residual_step_kernel<T, U, 1>;
+  if (const auto error = launch(kernel, blocks, kThreads, 0, stream, call, plan, workspace); error != cudaSuccess) {
     return error;
   }
 
@@ -207,9 +205,16 @@ cudaError_t launch(const ResidualStepCall& call, char* workspace, cudaStream_t s
     bias_sums.column_stride = 1;
     bias_sums.width = kMaxSumWidth;
   }
-  add_sums_kernel<<<static_cast<unsigned>(1 + sum_blocks(bias_sums)), kSumThreads, 0, stream>>>(
-      loss_sums, bias_sums, call.loss_sum, call.bias_sum);
-  return cudaGetLastError();
+  return launch(
+      add_sums_kernel,
+      1 + sum_blocks(bias_sums),
+      kSumThreads,
+      0,
+      stream,
+      loss_sums,
+      bias_sums,
+      call.loss_sum,
+      call.bias_sum);
 }
 
 } // namespace
