@@ -19,6 +19,7 @@ CUDA_INSTALLED := $(CUDA_VENV)/.installed
 # `thread` with sanitizers, `plain` as the package compiles them. SEED and ROUNDS may be given: a longer night, other numbers.
 SEED ?= 1
 ROUNDS ?= 20000
+CUDA_ROUNDS ?= 2000
 ifeq ($(origin CXX),default)
 CXX := c++
 endif
@@ -27,7 +28,14 @@ KERNEL_FLAGS := -std=c++17 -Icsrc -Itests/kernels -Wall -Wextra -Wno-unused-para
 address_FLAGS := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 thread_FLAGS := -O1 -g -fsanitize=thread
 plain_FLAGS := -O3
-KERNEL_TESTS := build/kernels/address/fuzz build/kernels/thread/threads build/kernels/plain/fuzz
+KERNEL_TESTS := build/kernels/address/fuzz build/kernels/thread/threads build/kernels/plain/fuzz \
+	$(foreach mode,address thread plain,build/kernels/$(mode)/cuda_fuzz)
+# The CUDA kernels are compiled as C++. In the mode `thread` they alone are instrumented, for tests/kernels/emulation/races.h.
+CUDA_KERNEL_FLAGS := -Itests/kernels/emulation $(KERNEL_FLAGS) -Wno-unknown-pragmas -Wno-unused-variable
+CUDA_KERNEL_HEADERS := $(shell find csrc/cuda/kernels tests/kernels -name '*.h' -o -name '*.cuh')
+address_MACHINE_FLAGS := $(address_FLAGS)
+thread_MACHINE_FLAGS := -O2 -g
+plain_MACHINE_FLAGS := $(plain_FLAGS)
 # ThreadSanitizer's memory has fixed places, which some kernels' randomized addresses get into.
 FIXED_ADDRESSES = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 # From a folder where `import torchintro` finds the installed package, not the checkout's build for the other torch.
@@ -52,6 +60,9 @@ sanitize: ## Fuzz the CPU kernels alone under AddressSanitizer, UndefinedBehavio
 	$(FIXED_ADDRESSES) build/kernels/thread/threads
 	build/kernels/plain/fuzz --self-test
 	build/kernels/plain/fuzz --seed $(SEED) --rounds $(ROUNDS)
+	for mode in address thread plain; do \
+		build/kernels/$$mode/cuda_fuzz --seed $(SEED) --rounds $(CUDA_ROUNDS) || exit 1; \
+	done
 
 .SECONDARY: # keeps the object files
 define kernel_tests
@@ -64,6 +75,27 @@ build/kernels/$(1)/%: tests/kernels/%.cpp $(wildcard tests/kernels/*.h) \
 		$(patsubst csrc/cpu/kernels/%.cpp,build/kernels/$(1)/%.o,$(wildcard csrc/cpu/kernels/*.cpp))
 	@echo "$(1): $$<"
 	@$$(CXX) $(KERNEL_FLAGS) $($(1)_FLAGS) $$(filter %.cpp %.o,$$^) -o $$@
+
+build/kernels/$(1)/cuda/%.o: csrc/cuda/kernels/%.cu $(CUDA_KERNEL_HEADERS)
+	@mkdir -p $$(@D)
+	@echo "$(1): $$<"
+	@$$(CXX) $(CUDA_KERNEL_FLAGS) $($(1)_FLAGS) -x c++ -c $$< -o $$@
+
+build/kernels/$(1)/cuda/%.o: tests/kernels/emulation/%.cu $(CUDA_KERNEL_HEADERS)
+	@mkdir -p $$(@D)
+	@echo "$(1): $$<"
+	@$$(CXX) $(CUDA_KERNEL_FLAGS) $($(1)_FLAGS) -x c++ -c $$< -o $$@
+
+build/kernels/$(1)/cuda/%.o: tests/kernels/emulation/%.cpp $(CUDA_KERNEL_HEADERS)
+	@mkdir -p $$(@D)
+	@echo "$(1): $$<"
+	@$$(CXX) $(CUDA_KERNEL_FLAGS) $($(1)_MACHINE_FLAGS) -c $$< -o $$@
+
+build/kernels/$(1)/cuda_fuzz: tests/kernels/cuda_fuzz.cpp $(CUDA_KERNEL_HEADERS) \
+		$(patsubst %,build/kernels/$(1)/cuda/%.o,$(basename $(notdir \
+			$(wildcard csrc/cuda/kernels/*.cu tests/kernels/emulation/*.cu tests/kernels/emulation/*.cpp))))
+	@echo "$(1): $$<"
+	@$$(CXX) $(CUDA_KERNEL_FLAGS) $($(1)_MACHINE_FLAGS) $$(filter %.cpp %.o,$$^) -o $$@
 endef
 $(foreach mode,address thread plain,$(eval $(call kernel_tests,$(mode))))
 

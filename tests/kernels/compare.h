@@ -19,6 +19,11 @@ struct Sum {
     error += term_error;
     magnitude += std::fabs(term);
   }
+  void scale(double factor) {
+    value *= factor;
+    error *= std::fabs(factor);
+    magnitude *= std::fabs(factor);
+  }
   double tolerance(int64_t terms, double rounding) const {
     // Twice: the reference in double rounds too. Four: the product, the scale factor and its own rounding.
     return 2 * (error + static_cast<double>(terms + 4) * rounding * magnitude);
@@ -35,6 +40,11 @@ class Expected { // a matrix of them
   }
   const Sum& at(int64_t row, int64_t column) const {
     return sums_[static_cast<size_t>(row * columns_ + column)];
+  }
+  void scale(double factor) {
+    for (Sum& sum : sums_) {
+      sum.scale(factor);
+    }
   }
   int64_t columns() const {
     return columns_;

@@ -173,16 +173,24 @@ inline void move(Random& random, FewOutputsProblem& p) {
   }
 }
 
-// The results of rows begin .. end against plain loops in double.
-inline void check_few_outputs(
-    const FewOutputsProblem& p, const FewOutputsResults& results, int64_t begin, int64_t end) {
+// What rows begin .. end give, by plain loops in double: sums not scaled, gradients as they are stored.
+struct FewOutputsExpected {
+  Expected loss;
+  Expected bias_gradient;
+  Expected weight_gradient; // these three have no rows where not wanted
+  Expected input_gradient;
+  Expected target_gradient;
+};
+
+inline FewOutputsExpected expect_few_outputs(const FewOutputsProblem& p, int64_t begin, int64_t end) {
   const double rounding = rounding_of(accumulator_of(p.input_type));
   const int64_t rows = end - begin;
-  Expected loss(1, 1);
-  Expected bias_gradient(1, p.outputs);
-  Expected weight_gradient(p.wants_weight ? p.outputs : 0, p.features);
-  Expected input_gradient(p.wants_input ? rows : 0, p.features);
-  Expected target_gradient(p.wants_target ? rows : 0, p.outputs);
+  FewOutputsExpected expected{
+      {1, 1},
+      {1, p.outputs},
+      {p.wants_weight ? p.outputs : 0, p.features},
+      {p.wants_input ? rows : 0, p.features},
+      {p.wants_target ? rows : 0, p.outputs}};
   for (int64_t n = begin; n < end; ++n) {
     for (int64_t o = 0; o < p.outputs; ++o) {
       Sum residual;
@@ -196,30 +204,39 @@ inline void check_few_outputs(
       const double v = p.weight.present() ? p.weight.at(n, o) : 1;
       const double g = p.residual_scale * v * r;
       const double g_error = std::fabs(p.residual_scale * v) * (r_error + 4 * rounding * std::fabs(r));
-      loss.at(0, 0).add(v * r * r, std::fabs(v) * (2 * std::fabs(r) + r_error) * r_error);
-      bias_gradient.at(0, o).add(g, g_error);
+      expected.loss.at(0, 0).add(v * r * r, std::fabs(v) * (2 * std::fabs(r) + r_error) * r_error);
+      expected.bias_gradient.at(0, o).add(g, g_error);
       for (int64_t d = 0; p.wants_weight && d < p.features; ++d) {
         const double x = p.input.at(n, d);
-        weight_gradient.at(o, d).add(g * x, g_error * std::fabs(x));
+        expected.weight_gradient.at(o, d).add(g * x, g_error * std::fabs(x));
       }
       for (int64_t d = 0; p.wants_input && d < p.features; ++d) {
         const double w = p.input_scale * p.linear_weight.at(o, d);
-        input_gradient.at(n - begin, d).add(g * w, g_error * std::fabs(w));
+        expected.input_gradient.at(n - begin, d).add(g * w, g_error * std::fabs(w));
       }
       if (p.wants_target) {
-        target_gradient.at(n - begin, o).add(p.target_scale * g, std::fabs(p.target_scale) * g_error);
+        expected.target_gradient.at(n - begin, o).add(p.target_scale * g, std::fabs(p.target_scale) * g_error);
       }
     }
   }
+  return expected;
+}
+
+// The results of rows begin .. end.
+inline void check_few_outputs(
+    const FewOutputsProblem& p, const FewOutputsResults& results, int64_t begin, int64_t end) {
+  const double rounding = rounding_of(accumulator_of(p.input_type));
+  const int64_t rows = end - begin;
+  const FewOutputsExpected expected = expect_few_outputs(p, begin, end);
   const double* sums = results.sums.data();
-  check_sums("loss", sums, loss, rows * p.outputs, rounding);
-  check_sums("bias gradient", sums + 1, bias_gradient, rows, rounding);
-  check_sums("weight gradient", sums + 1 + p.outputs, weight_gradient, rows, rounding);
+  check_sums("loss", sums, expected.loss, rows * p.outputs, rounding);
+  check_sums("bias gradient", sums + 1, expected.bias_gradient, rows, rounding);
+  check_sums("weight gradient", sums + 1 + p.outputs, expected.weight_gradient, rows, rounding);
   if (p.wants_input) {
-    check_rows("input gradient", results.grad_input, p.input_type, begin, input_gradient, p.outputs, rounding);
+    check_rows("input gradient", results.grad_input, p.input_type, begin, expected.input_gradient, p.outputs, rounding);
   }
   if (p.wants_target) {
-    check_rows("target gradient", results.grad_target, p.target_type, begin, target_gradient, 1, rounding);
+    check_rows("target gradient", results.grad_target, p.target_type, begin, expected.target_gradient, 1, rounding);
   }
 }
 

@@ -248,7 +248,7 @@ inline Layout draw_layout(Random& random, int64_t rows, int64_t columns) {
       layout = {rows, columns, 0, 0};
       break;
     case 9: // windows that overlap, as unfold makes them
-      layout.row_stride = random.between(1, columns);
+      layout.row_stride = random.between(1, std::max<int64_t>(1, columns));
       break;
   }
   // The stride of a size of one is never used, and torch keeps whatever it was.
