@@ -61,6 +61,7 @@ sanitize: ## Fuzz the CPU kernels alone under AddressSanitizer, UndefinedBehavio
 	build/kernels/plain/fuzz --self-test
 	build/kernels/plain/fuzz --seed $(SEED) --rounds $(ROUNDS)
 	for mode in address thread plain; do \
+		build/kernels/$$mode/cuda_fuzz --self-test && \
 		build/kernels/$$mode/cuda_fuzz --seed $(SEED) --rounds $(CUDA_ROUNDS) || exit 1; \
 	done
 

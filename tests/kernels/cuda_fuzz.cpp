@@ -3,6 +3,8 @@
 // without them it checks the values, the guards, the barriers, and that the order of blocks and threads changes no bit.
 //
 //   cuda_fuzz [--seed S] [--rounds R] [--first F]   rounds F .. F + R - 1 of seed S; a failure says how to repeat it alone
+//   cuda_fuzz --self-test                           faults put in on purpose, each of which must be found
+#include "emulation/faults.h"
 #include "emulation/problems.h"
 #include "emulation/races.h"
 #include "self_test.h"
@@ -88,12 +90,209 @@ void fuzz_round(uint64_t seed, int64_t round) {
   }
 }
 
+// --- the machine itself
+
+void check_matrices() {
+  Random random(1);
+  std::array<float, 16 * 16> a{};
+  std::array<float, 16 * 8> b{};
+  const auto draw = [&] { return static_cast<float>(random.between(-8, 8)); }; // exact in every order
+  std::generate(a.begin(), a.end(), draw);
+  std::generate(b.begin(), b.end(), draw);
+  for (const From from : {From::Columns, From::RowsByLoad, From::RowsInRegisters}) {
+    const Product product = multiply(a, b, from);
+    for (size_t row = 0; row < 16; ++row) {
+      for (size_t column = 0; column < 8; ++column) {
+        double sum = 0;
+        for (size_t k = 0; k < 16; ++k) {
+          sum += static_cast<double>(a[row * 16 + k]) * b[k * 8 + column];
+        }
+        check_value(
+            "product",
+            static_cast<int64_t>(row),
+            static_cast<int64_t>(column),
+            product[row * 8 + column],
+            sum,
+            0,
+            DType::Float32);
+      }
+    }
+  }
+}
+
+// Every 16-bit number, the halfway point above it, and the floats beside that.
+void check_conversions() {
+  for (const DType dtype : {DType::BFloat16, DType::Float16}) {
+    const Format format = format_of(dtype);
+    std::vector<float> values;
+    for (uint32_t bits = 0; bits < 65536; ++bits) {
+      const auto value = static_cast<float>(decode16(format, static_cast<uint16_t>(bits)));
+      const auto next = static_cast<float>(decode16(format, static_cast<uint16_t>(bits + 1)));
+      const float half = value + (next - value) / 2;
+      values.insert(values.end(), {value, half, std::nextafterf(half, value), std::nextafterf(half, next)});
+    }
+    const auto rounded = dtype == DType::BFloat16 ? round_to_bfloat16(values) : round_to_float16(values);
+    for (size_t i = 0; i < values.size(); ++i) {
+      const double expected = decode16(format, encode16(format, values[i]));
+      const bool same = std::isnan(expected)
+          ? std::isnan(rounded[i])
+          : rounded[i] == expected && std::signbit(rounded[i]) == std::signbit(expected);
+      if (!same) {
+        throw Failure(std::string("the conversion of ") + std::to_string(values[i]) + " to " + format.name);
+      }
+    }
+  }
+}
+
+void must_be_right(bool right) {
+  if (!right) {
+    throw Failure("a wrong result");
+  }
+}
+
+bool is_noticed_here(Needs needs) {
+#if defined(__SANITIZE_ADDRESS__)
+  constexpr bool kAddresses = true;
+#else
+  constexpr bool kAddresses = false;
+#endif
+  switch (needs) {
+    case Needs::Nothing:
+      return true;
+    case Needs::AddressSanitizer:
+      return kAddresses;
+    case Needs::NoAddressSanitizer:
+      return !kAddresses;
+    case Needs::Races:
+      return emulation::races_are_found();
+  }
+  return false;
+}
+
+void self_test_machine(SelfTest& test) {
+  for (const Fault& fault : faults()) {
+    for (uint64_t seed = 1; seed <= 20; ++seed) { // without the fault, nothing is noticed
+      emulation::seed(seed);
+      try {
+        must_be_right(fault.run(false));
+      } catch (const std::runtime_error& error) {
+        throw Failure(std::string("beside ") + fault.name + ": " + error.what());
+      }
+    }
+    if (!is_noticed_here(fault.needs)) {
+      continue;
+    }
+    for (uint64_t seed = 1; seed <= 3; ++seed) {
+      test.must_notice(fault.name + std::string(", seed ") + std::to_string(seed), [&] {
+        emulation::seed(seed);
+        try {
+          must_be_right(fault.run(true));
+        } catch (const emulation::Error& error) {
+          throw Failure(error.what());
+        }
+      });
+    }
+  }
+}
+
+// --- the comparison
+
+void self_test_values(SelfTest& test, DType dtype) {
+  Random random(1);
+  CudaFewOutputs problem;
+  do { // one without infinities and NaN
+    problem = draw_cuda_few_outputs(random, dtype, dtype, 33, 17, 3);
+  } while (!std::isfinite(expect_few_outputs(problem.p, 0, 33).loss.at(0, 0).value));
+  FewOutputsProblem& p = problem.p;
+  p.input = draw_matrix(random, dtype, contiguous(33, 17), Place());
+  p.wants_input = p.wants_weight = p.wants_target = problem.wants_bias = true;
+  const std::string of = std::string(" of ") + format_of(dtype).name;
+  const auto good = [&] {
+    CudaFewOutputsResults results(random, problem);
+    run_cuda(random, call_cuda(problem, results));
+    return results;
+  };
+  check_cuda(problem, good());
+  const auto swapped = [&](const char* name, Buffer CudaFewOutputsResults::* buffer) {
+    test.must_notice(std::string("a wrong ") + name + of, [&] {
+      const auto results = good();
+      const Buffer& memory = results.*buffer;
+      const auto size = static_cast<size_t>(bytes_of(dtype == DType::Float16 ? DType::Float32 : dtype));
+      std::swap_ranges(memory.data(), memory.data() + size, memory.data() + size);
+      check_cuda(problem, results);
+    });
+  };
+  swapped("input gradient", &CudaFewOutputsResults::grad_input);
+  swapped("weight gradient", &CudaFewOutputsResults::grad_weight);
+  swapped("target gradient", &CudaFewOutputsResults::grad_target);
+  swapped("bias gradient", &CudaFewOutputsResults::grad_bias);
+  const auto call_wrongly = [&](const char* name, void (*change)(cuda::FewOutputsCall&)) {
+    test.must_notice(name + of, [&] {
+      CudaFewOutputsResults results(random, problem);
+      auto call = call_cuda(problem, results);
+      change(call);
+      run_cuda(random, call);
+      check_cuda(problem, results);
+    });
+  };
+  call_wrongly("a row left out", [](cuda::FewOutputsCall& call) { --call.rows; });
+  call_wrongly("a row too many", [](cuda::FewOutputsCall& call) { ++call.rows; });
+  call_wrongly("a column left out", [](cuda::FewOutputsCall& call) { --call.in_features; });
+  call_wrongly("a wrong factor of the loss", [](cuda::FewOutputsCall& call) { call.loss_factor *= 1.05; });
+  call_wrongly("a wrong factor of g", [](cuda::FewOutputsCall& call) { call.residual_factor *= 1.05; });
+#if defined(__SANITIZE_ADDRESS__)
+  test.must_notice("a workspace too small" + of, [&] {
+    CudaFewOutputsResults results(random, problem);
+    run_cuda(random, call_cuda(problem, results), 256);
+  });
+#endif
+
+  CudaResidual step;
+  do {
+    step = draw_cuda_residual(random, dtype, dtype, 33, 17);
+  } while (!std::isfinite(expect_residual(step.p, 0, 33).loss.at(0, 0).value));
+  step.p.wants_residual = step.p.wants_target = true;
+  const auto step_wrongly = [&](void (*change)(cuda::ResidualStepCall&)) {
+    CudaResidualResults results(random, step);
+    auto call = call_cuda(step, results);
+    change(call);
+    run_cuda(random, call);
+    check_cuda(step, results);
+  };
+  step_wrongly([](cuda::ResidualStepCall&) {});
+  test.must_notice(
+      "a step's row left out" + of, [&] { step_wrongly([](cuda::ResidualStepCall& call) { --call.rows; }); });
+  test.must_notice("g written against the call's wish" + of, [&] {
+    step.p.wants_residual = false;
+    step_wrongly([](cuda::ResidualStepCall& call) { call.writes_g = true; });
+  });
+}
+
+int self_test() {
+  SelfTest test;
+  try {
+    check_matrices();
+    check_conversions();
+    self_test_machine(test);
+    for (const DType dtype : {DType::Float64, DType::Float32, DType::BFloat16, DType::Float16}) {
+      self_test_values(test, dtype);
+    }
+  } catch (const std::runtime_error& error) {
+    std::fprintf(stderr, "cuda_fuzz --self-test: %s\n", error.what());
+    return 1;
+  }
+  return test.result();
+}
+
 int main(int count, char** arguments) {
   uint64_t seed = 1;
   int64_t rounds = 1000;
   int64_t first = 0;
   for (int i = 1; i < count; ++i) {
     const std::string argument = arguments[i];
+    if (argument == "--self-test") {
+      return self_test();
+    }
     const char* value = i + 1 < count ? arguments[++i] : "";
     if (argument == "--seed") {
       seed = std::strtoull(value, nullptr, 10);

@@ -13,6 +13,7 @@
 #define __constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
 #if defined(__SANITIZE_ADDRESS__) // which watches the borders of an ordinary variable, but of none in a named section
 #define __shared__ static
 #else // in one section, so that the machine can fill it with NaN

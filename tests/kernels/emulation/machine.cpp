@@ -214,7 +214,7 @@ class Machine {
       fail("copy_async of " + place_text(place) + ": an address is not a multiple of " + std::to_string(bytes));
     }
     std::memset(shared, 0xff, bytes);
-    note_write(shared, bytes);
+    note_copy_leaves(shared, bytes);
     Thread& thread = thread_now();
     thread.copies.push_back({shared, global, bytes, present, thread.groups});
   }
@@ -233,7 +233,7 @@ class Machine {
       } else {
         std::memset(copy.shared, 0, copy.bytes);
       }
-      note_write(copy.shared, copy.bytes);
+      note_copy_arrives(copy.shared, copy.bytes);
     }
     copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(done));
   }

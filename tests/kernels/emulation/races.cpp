@@ -33,6 +33,7 @@ struct Granule {
   Access reads[2]; // the newest first, by two threads
   bool several_warps = false; // in the interval of reads[0]
   uint32_t other_block = 0; // that reads, besides the one of reads[0]
+  bool awaited = false; // an asynchronous copy is on its way here
 };
 
 struct Page {
@@ -94,6 +95,13 @@ void note(const void* start, size_t bytes, bool writes) {
   const auto end = reinterpret_cast<uintptr_t>(start) + bytes;
   for (uintptr_t address = first; address < end; address += kGranule) {
     Granule& granule = granule_of(address);
+    if (granule.awaited) {
+      report(
+          writes ? " writes where a copy has not arrived, of " : " reads a copy that has not arrived, of ",
+          address,
+          granule.write,
+          shared);
+    }
     if (!ordered(granule.write, access, shared)) {
       report(writes ? " writes what was written by " : " reads what was written by ", address, granule.write, shared);
     }
@@ -140,6 +148,28 @@ void note_read(const void* address, size_t bytes) {
   note(address, bytes, false);
 }
 void note_write(const void* address, size_t bytes) {
+  note(address, bytes, true);
+}
+
+namespace {
+
+void set_awaited(const void* start, size_t bytes, bool awaited) {
+  if (compiled) {
+    const auto first = reinterpret_cast<uintptr_t>(start);
+    for (uintptr_t address = first; address < first + bytes; address += kGranule) {
+      granule_of(address).awaited = awaited;
+    }
+  }
+}
+
+} // namespace
+
+void note_copy_leaves(const void* address, size_t bytes) {
+  note(address, bytes, true);
+  set_awaited(address, bytes, true);
+}
+void note_copy_arrives(const void* address, size_t bytes) {
+  set_awaited(address, bytes, false);
   note(address, bytes, true);
 }
 

@@ -16,6 +16,10 @@ namespace torchintro::emulation {
 void note_read(const void* address, size_t bytes);
 void note_write(const void* address, size_t bytes);
 
+// The destination of an asynchronous copy: nobody's, until it has arrived.
+void note_copy_leaves(const void* address, size_t bytes);
+void note_copy_arrives(const void* address, size_t bytes);
+
 // Whether anything was compiled with -fsanitize=thread.
 bool races_are_found();
 
