@@ -63,6 +63,7 @@ struct Copy { // one that is on its way
   size_t bytes;
   bool present;
   uint64_t group;
+  const void* code;
 };
 
 struct Thread {
@@ -124,7 +125,7 @@ class Machine {
       run_block(block);
     }
     shared_.reset();
-    forget_accesses();
+    forget_accesses(false);
     return true;
   }
 
@@ -205,7 +206,7 @@ class Machine {
   }
 
   // What a wrong kernel reads before the copy has arrived is NaN, and what it writes there is lost when it arrives.
-  void copy_async(void* shared, const void* global, size_t bytes, bool present, Place place) {
+  void copy_async(void* shared, const void* global, size_t bytes, bool present, Place place, const void* code) {
     if (!is_shared(shared) || (present && is_shared(global))) {
       fail("copy_async of " + place_text(place) + " does not copy from global to shared memory");
     }
@@ -214,9 +215,9 @@ class Machine {
       fail("copy_async of " + place_text(place) + ": an address is not a multiple of " + std::to_string(bytes));
     }
     std::memset(shared, 0xff, bytes);
-    note_copy_leaves(shared, bytes);
+    note_copy_leaves(shared, bytes, code);
     Thread& thread = thread_now();
-    thread.copies.push_back({shared, global, bytes, present, thread.groups});
+    thread.copies.push_back({shared, global, bytes, present, thread.groups, code});
   }
   void copy_async_commit() {
     ++thread_now().groups;
@@ -229,11 +230,11 @@ class Machine {
       const Copy& copy = copies[done];
       if (copy.present) {
         std::memcpy(copy.shared, copy.global, copy.bytes);
-        note_read(copy.global, copy.bytes);
+        note_read(copy.global, copy.bytes, copy.code);
       } else {
         std::memset(copy.shared, 0, copy.bytes);
       }
-      note_copy_arrives(copy.shared, copy.bytes);
+      note_copy_arrives(copy.shared, copy.bytes, copy.code);
     }
     copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(done));
   }
@@ -309,6 +310,7 @@ class Machine {
       for (Fiber& fiber : fibers_) { // what they were about to do is over
         fiber.start_at(run_thread);
       }
+      forget_accesses(true);
       throw Error(error_);
     }
   }
@@ -436,7 +438,7 @@ void collective(const char* name, uint32_t mask, void* mine, Perform perform, Pl
 }
 
 void copy_async(void* shared, const void* global, size_t bytes, bool present, Place place) {
-  Machine::machine().copy_async(shared, global, bytes, present, place);
+  Machine::machine().copy_async(shared, global, bytes, present, place, __builtin_return_address(0));
 }
 void copy_async_commit() {
   Machine::machine().copy_async_commit();

@@ -80,7 +80,6 @@ struct Now {
   uint32_t thread;
 };
 extern Now now;
-
 std::string place_text(Place place);
 
 } // namespace torchintro::emulation

@@ -2,8 +2,11 @@
 
 #include "machine.h"
 
+#include <link.h>
+#include <unistd.h>
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <memory>
 #include <unordered_map>
 
@@ -19,6 +22,7 @@ struct Access {
   uint32_t barriers = 0;
   uint32_t warp_barriers = 0;
   uint32_t thread = 0;
+  uint32_t code = 0; // counted from where the program lies
 
   bool operator==(const Access& other) const {
     return block == other.block && barriers == other.barriers && warp_barriers == other.warp_barriers &&
@@ -72,25 +76,64 @@ bool ordered(const Access& before, const Access& access, bool shared) {
       (before.thread / kWarp == access.thread / kWarp && before.warp_barriers < access.warp_barriers);
 }
 
-std::string text(const Access& access) {
-  return "thread " + std::to_string(access.thread) +
-      (access.block == now.block
-           ? std::string()
-           : " of an earlier block (the one run as number " + std::to_string(access.block - now.first_block + 1) + ")");
+uintptr_t program_begin() {
+  uintptr_t begin = 0;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* data) { // the program comes first
+        *static_cast<uintptr_t*>(data) = info->dlpi_addr;
+        return 1;
+      },
+      &begin);
+  return begin;
 }
 
-[[noreturn]] void report(const char* what, uintptr_t address, const Access& before, bool shared) {
+// File and line, from the outermost function to the inlined ones.
+std::string source_text(uint32_t code) {
+  char program[500];
+  const auto length = readlink("/proc/self/exe", program, sizeof program - 1);
+  program[length < 0 ? 0 : length] = 0;
+  char command[600];
+  std::snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%x 2>/dev/null", program, code - 1);
+  std::string text;
+  if (FILE* output = popen(command, "r")) {
+    char line[500];
+    while (std::fgets(line, sizeof line, output) != nullptr) {
+      std::string place = line;
+      place = place.substr(place.rfind('/') + 1);
+      place = place.substr(0, place.find_first_of(" \n"));
+      text = place + (text.empty() ? "" : " > ") + text;
+    }
+    pclose(output);
+  }
+  return " at " + (text.empty() ? "code " + std::to_string(code) : text);
+}
+
+std::string who(const Access& access) {
+  return "thread " + std::to_string(access.thread) + (access.block == now.block ? "" : " of an earlier block") +
+      source_text(access.code);
+}
+
+[[noreturn]] void report(const char* what, uintptr_t address, const Access& access, const Access& before, bool shared) {
+  const auto offset = address - reinterpret_cast<uintptr_t>(dynamic_shared());
   fail(
-      "a race: thread " + std::to_string(now.thread) + what + text(before) + ", without a barrier between, in " +
-      (shared ? "shared" : "global") + " memory at " + std::to_string(address));
+      "a race, without a barrier between: " + who(access) + what + who(before) + ", in " +
+      (!shared                   ? std::string("global memory")
+           : offset < kMaxShared ? "byte " + std::to_string(offset) + " of dynamic shared memory"
+                                 : std::string("static shared memory")));
 }
 
-void note(const void* start, size_t bytes, bool writes) {
+void note(const void* start, size_t bytes, bool writes, const void* code) {
   if (!compiled || !now.in_kernel || bytes == 0 || is_stack(start)) {
     return;
   }
   const bool shared = is_shared(start);
-  const Access access{now.block, now.barriers, now.warp_barriers[now.thread / kWarp], now.thread};
+  static const uintptr_t begin = program_begin();
+  const Access access{
+      now.block,
+      now.barriers,
+      now.warp_barriers[now.thread / kWarp],
+      now.thread,
+      static_cast<uint32_t>(reinterpret_cast<uintptr_t>(code) - begin)};
   const auto first = reinterpret_cast<uintptr_t>(start) / kGranule * kGranule;
   const auto end = reinterpret_cast<uintptr_t>(start) + bytes;
   for (uintptr_t address = first; address < end; address += kGranule) {
@@ -99,23 +142,29 @@ void note(const void* start, size_t bytes, bool writes) {
       report(
           writes ? " writes where a copy has not arrived, of " : " reads a copy that has not arrived, of ",
           address,
+          access,
           granule.write,
           shared);
     }
     if (!ordered(granule.write, access, shared)) {
-      report(writes ? " writes what was written by " : " reads what was written by ", address, granule.write, shared);
+      report(
+          writes ? " writes what was written by " : " reads what was written by ",
+          address,
+          access,
+          granule.write,
+          shared);
     }
     Access& newest = granule.reads[0];
     if (writes) {
       for (const Access& read : granule.reads) {
         if (!ordered(read, access, shared)) {
-          report(" writes what was read by ", address, read, shared);
+          report(" writes what was read by ", address, access, read, shared);
         }
       }
       const bool same_interval = newest.block == access.block && newest.barriers == access.barriers;
       if ((granule.several_warps && same_interval) ||
           (!shared && granule.other_block >= now.first_block && this_launch(newest))) {
-        report(" writes what was read by several, one of them ", address, newest, shared);
+        report(" writes what several read, among them ", address, access, newest, shared);
       }
       granule.write = access;
       newest = granule.reads[1] = Access();
@@ -144,11 +193,11 @@ void note(const void* start, size_t bytes, bool writes) {
 
 } // namespace
 
-void note_read(const void* address, size_t bytes) {
-  note(address, bytes, false);
+void note_read(const void* address, size_t bytes, const void* code) {
+  note(address, bytes, false, code);
 }
-void note_write(const void* address, size_t bytes) {
-  note(address, bytes, true);
+void note_write(const void* address, size_t bytes, const void* code) {
+  note(address, bytes, true, code);
 }
 
 namespace {
@@ -164,21 +213,21 @@ void set_awaited(const void* start, size_t bytes, bool awaited) {
 
 } // namespace
 
-void note_copy_leaves(const void* address, size_t bytes) {
-  note(address, bytes, true);
+void note_copy_leaves(const void* address, size_t bytes, const void* code) {
+  note(address, bytes, true, code);
   set_awaited(address, bytes, true);
 }
-void note_copy_arrives(const void* address, size_t bytes) {
+void note_copy_arrives(const void* address, size_t bytes, const void* code) {
   set_awaited(address, bytes, false);
-  note(address, bytes, true);
+  note(address, bytes, true, code);
 }
 
 bool races_are_found() {
   return compiled;
 }
 
-void forget_accesses() {
-  if (pages.size() > kMostPages) {
+void forget_accesses(bool failed) {
+  if (failed || pages.size() > kMostPages) {
     pages.clear();
     page = nullptr;
   }
@@ -196,26 +245,26 @@ void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 
 void __tsan_read_range(void* address, size_t bytes) {
-  torchintro::emulation::note_read(address, bytes);
+  torchintro::emulation::note_read(address, bytes, __builtin_return_address(0));
 }
 void __tsan_write_range(void* address, size_t bytes) {
-  torchintro::emulation::note_write(address, bytes);
+  torchintro::emulation::note_write(address, bytes, __builtin_return_address(0));
 }
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 
-#define TORCHINTRO_ACCESS(name, bytes)                 \
-  void __tsan_read##name(void* address) {              \
-    torchintro::emulation::note_read(address, bytes);  \
-  }                                                    \
-  void __tsan_write##name(void* address) {             \
-    torchintro::emulation::note_write(address, bytes); \
-  }                                                    \
-  void __tsan_volatile_read##name(void* address) {     \
-    torchintro::emulation::note_read(address, bytes);  \
-  }                                                    \
-  void __tsan_volatile_write##name(void* address) {    \
-    torchintro::emulation::note_write(address, bytes); \
+#define TORCHINTRO_ACCESS(name, bytes)                                              \
+  void __tsan_read##name(void* address) {                                           \
+    torchintro::emulation::note_read(address, bytes, __builtin_return_address(0));  \
+  }                                                                                 \
+  void __tsan_write##name(void* address) {                                          \
+    torchintro::emulation::note_write(address, bytes, __builtin_return_address(0)); \
+  }                                                                                 \
+  void __tsan_volatile_read##name(void* address) {                                  \
+    torchintro::emulation::note_read(address, bytes, __builtin_return_address(0));  \
+  }                                                                                 \
+  void __tsan_volatile_write##name(void* address) {                                 \
+    torchintro::emulation::note_write(address, bytes, __builtin_return_address(0)); \
   }
 TORCHINTRO_ACCESS(1, 1)
 TORCHINTRO_ACCESS(2, 2)
@@ -223,12 +272,12 @@ TORCHINTRO_ACCESS(4, 4)
 TORCHINTRO_ACCESS(8, 8)
 TORCHINTRO_ACCESS(16, 16)
 #undef TORCHINTRO_ACCESS
-#define TORCHINTRO_ACCESS(name, bytes)                 \
-  void __tsan_unaligned_read##name(void* address) {    \
-    torchintro::emulation::note_read(address, bytes);  \
-  }                                                    \
-  void __tsan_unaligned_write##name(void* address) {   \
-    torchintro::emulation::note_write(address, bytes); \
+#define TORCHINTRO_ACCESS(name, bytes)                                              \
+  void __tsan_unaligned_read##name(void* address) {                                 \
+    torchintro::emulation::note_read(address, bytes, __builtin_return_address(0));  \
+  }                                                                                 \
+  void __tsan_unaligned_write##name(void* address) {                                \
+    torchintro::emulation::note_write(address, bytes, __builtin_return_address(0)); \
   }
 TORCHINTRO_ACCESS(2, 2)
 TORCHINTRO_ACCESS(4, 4)

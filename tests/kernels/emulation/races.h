@@ -12,18 +12,18 @@
 
 namespace torchintro::emulation {
 
-// Accesses by the thread that runs, for those the compiler does not see.
-void note_read(const void* address, size_t bytes);
-void note_write(const void* address, size_t bytes);
+// Accesses by the thread that runs, for those the compiler does not see. `code`: where it is in the program.
+void note_read(const void* address, size_t bytes, const void* code);
+void note_write(const void* address, size_t bytes, const void* code);
 
 // The destination of an asynchronous copy: nobody's, until it has arrived.
-void note_copy_leaves(const void* address, size_t bytes);
-void note_copy_arrives(const void* address, size_t bytes);
+void note_copy_leaves(const void* address, size_t bytes, const void* code);
+void note_copy_arrives(const void* address, size_t bytes, const void* code);
 
 // Whether anything was compiled with -fsanitize=thread.
 bool races_are_found();
 
-// What is known is of no use any more: a launch ended.
-void forget_accesses();
+// What is known is of no use any more: a launch ended, well or not.
+void forget_accesses(bool failed);
 
 } // namespace torchintro::emulation

@@ -116,7 +116,7 @@ void load_matrices(uint32_t (&parts)[4], const void* row, bool transposed, Place
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0 || !is_shared(row)) {
     fail("load_matrices of " + place_text(place) + ": a row does not lie at a multiple of 16 bytes in shared memory");
   }
-  note_read(row, 16);
+  note_read(row, 16, __builtin_return_address(0));
   Load mine{row, transposed, parts};
   collective(transposed ? "load_matrices_transposed" : "load_matrices", kAllLanes, &mine, perform_load, place);
 }
