@@ -19,7 +19,7 @@ CUDA_INSTALLED := $(CUDA_VENV)/.installed
 # `thread` with sanitizers, `plain` as the package compiles them. SEED and ROUNDS may be given: a longer night, other numbers.
 SEED ?= 1
 ROUNDS ?= 20000
-CUDA_ROUNDS ?= 2000
+CUDA_ROUNDS ?= 1500
 ifeq ($(origin CXX),default)
 CXX := c++
 endif
@@ -33,7 +33,7 @@ KERNEL_TESTS := build/kernels/address/fuzz build/kernels/thread/threads build/ke
 # The CUDA kernels are compiled as C++. In the mode `thread` they alone are instrumented, for tests/kernels/emulation/races.h.
 CUDA_KERNEL_FLAGS := -Itests/kernels/emulation $(KERNEL_FLAGS) -Wno-unknown-pragmas -Wno-unused-variable
 CUDA_KERNEL_HEADERS := $(shell find csrc/cuda/kernels tests/kernels -name '*.h' -o -name '*.cuh')
-address_MACHINE_FLAGS := $(address_FLAGS)
+address_MACHINE_FLAGS := $(address_FLAGS) -O2
 thread_MACHINE_FLAGS := -O2 -g
 plain_MACHINE_FLAGS := $(plain_FLAGS)
 # ThreadSanitizer's memory has fixed places, which some kernels' randomized addresses get into.
@@ -52,7 +52,7 @@ demo: $(INSTALLED) ## Set up, build and run the introduction's six steps on real
 test: $(INSTALLED) ## Set up, build and run the test suite
 	$(BIN)/pytest
 
-sanitize: ## Fuzz the CPU kernels alone under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+sanitize: ## Fuzz the kernels alone, CUDA's on an emulated GPU, under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	@$(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(KERNEL_TESTS)
 	build/kernels/address/fuzz --self-test
 	build/kernels/address/fuzz --seed $(SEED) --rounds $(ROUNDS)

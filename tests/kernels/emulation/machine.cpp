@@ -83,7 +83,7 @@ struct Collective { // the one that lanes of a mask wait at
 };
 
 bool same_place(Place a, Place b) {
-  return a.line == b.line && std::strcmp(a.file, b.file) == 0;
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
 class Machine {

@@ -156,6 +156,10 @@ inline CudaFewOutputs draw_cuda_few_outputs(
 // `cost`: how many products the largest has, in general.
 inline CudaFewOutputs draw_cuda_few_outputs(Random& random, int64_t cost) {
   const auto [input_type, target_type] = draw_dtypes(random);
+  if (random.one_in(500)) { // so many rows that a block takes several turns
+    const int64_t rows = random.between(30000, 50000);
+    return draw_cuda_few_outputs(random, input_type, target_type, rows, random.between(1, 8), random.between(1, 2));
+  }
   const int64_t features = random.one_in(50) ? 0 : draw_width(random);
   const int64_t outputs = random.between(1, random.coin() ? 4 : cuda::kMaxFewOutputs);
   const int64_t wanted = random.one_in(100) ? random.between(600, 6000) : draw_rows(random);
@@ -192,6 +196,13 @@ struct CudaFewOutputsResults {
   }
 };
 
+// For calls that are told how many multiprocessors there are.
+template <typename Call>
+auto set_multiprocessors(Call& call, int count) -> decltype(void(call.multiprocessors = count)) {
+  call.multiprocessors = count;
+}
+inline void set_multiprocessors(...) {}
+
 inline cuda::FewOutputsCall call_cuda(const CudaFewOutputs& problem, CudaFewOutputsResults& results) {
   const FewOutputsProblem& p = problem.p;
   cuda::FewOutputsCall call{};
@@ -211,6 +222,7 @@ inline cuda::FewOutputsCall call_cuda(const CudaFewOutputs& problem, CudaFewOutp
   call.weight_gradient_factor = problem.weight_factor;
   call.target_gradient_factor = p.target_scale;
   call.input_gradient_factor = p.input_scale;
+  set_multiprocessors(call, problem.multiprocessors);
   call.loss = results.loss.data();
   call.grad_input = data_or_null(results.grad_input);
   call.grad_linear_weight = data_or_null(results.grad_weight);
@@ -254,6 +266,9 @@ inline void check_cuda(const CudaFewOutputs& problem, const CudaFewOutputsResult
 
 // --- residual_step
 
+// Whether the call takes none, as if it were zeros.
+inline constexpr bool kTargetMayBeNull = false;
+
 struct CudaResidual {
   ResidualProblem p;
   Factors factors;
@@ -273,7 +288,11 @@ inline CudaResidual draw_cuda_residual(
   p.outputs = outputs;
   p.product = draw_matrix(random, input_type, contiguous(rows, outputs), Place());
   p.linear_bias = Matrix();
-  p.target = draw_cuda_matrix(random, target_type, rows, outputs);
+  if (!kTargetMayBeNull || !random.one_in(4)) {
+    p.target = draw_cuda_matrix(random, target_type, rows, outputs);
+  } else {
+    p.target = Matrix();
+  }
   p.weight = random.coin() ? draw_weight(random, target_type, rows, outputs) : Matrix();
   p.target_tile = {outputs, 0};
   if (random.one_in(8)) {
