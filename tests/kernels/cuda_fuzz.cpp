@@ -1,8 +1,9 @@
-// The CUDA kernels on random problems, on the processor (emulation/machine.h), against plain loops in double precision. Meant
-// for AddressSanitizer and UndefinedBehaviorSanitizer, and for the search for races (emulation/races.h) (`make sanitize`);
-// without them it checks the values, the guards, the barriers, and that the order of blocks and threads changes no bit.
+// The CUDA kernels on random problems, on the processor (emulation/machine.h), against plain loops in double
+// precision. Meant for AddressSanitizer and UndefinedBehaviorSanitizer, and for the search for races
+// (emulation/races.h) (`make sanitize`); without them it checks the values, the guards, the barriers, and that the
+// order of blocks and threads changes no bit.
 //
-//   cuda_fuzz [--seed S] [--rounds R] [--first F]   rounds F .. F + R - 1 of seed S; a failure says how to repeat it alone
+//   cuda_fuzz [--seed S] [--rounds R] [--first F]   rounds F .. F + R - 1 of seed S; a failure says how to repeat it
 //   cuda_fuzz --self-test                           faults put in on purpose, each of which must be found
 #include "emulation/faults.h"
 #include "emulation/problems.h"

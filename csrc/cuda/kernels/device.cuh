@@ -1,5 +1,5 @@
-// What has no words in C++: how a kernel is launched. tests/kernels/emulation/ has a header of the same name that does it on
-// the processor.
+// What has no words in C++: how a kernel is launched. tests/kernels/emulation/ has a header of the same name that does
+// it on the processor.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,8 +10,8 @@
 
 namespace torchintro::cuda {
 
-// Enqueues kernel(arguments...) on `stream`: `blocks` x `threads`, with shared_bytes of dynamic shared memory. The arguments
-// are converted to the kernel's parameters.
+// Enqueues kernel(arguments...) on `stream`: `blocks` x `threads`, with shared_bytes of dynamic shared memory. The
+// arguments are converted to the kernel's parameters.
 template <typename... P, typename... A>
 cudaError_t launch(
     void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, cudaStream_t stream, A&&... arguments) {

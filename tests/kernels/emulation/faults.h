@@ -17,8 +17,8 @@ struct Fault {
 
 std::vector<Fault> faults();
 
-// A (16, 16) times B (16, 8), both in rows, of bfloat16 numbers, by the warp's matrix instructions. B's parts come from B's
-// columns in shared memory, or from its rows, transposed by the load or in the registers.
+// A (16, 16) times B (16, 8), both in rows, of bfloat16 numbers, by the warp's matrix instructions. B's parts come
+// from B's columns in shared memory, or from its rows, transposed by the load or in the registers.
 enum class From { Columns, RowsByLoad, RowsInRegisters };
 using Product = std::array<float, 16 * 8>;
 Product multiply(const std::array<float, 16 * 16>& a, const std::array<float, 16 * 8>& b, From from);

@@ -10,8 +10,8 @@
 #include <new>
 
 #if defined(__x86_64__)
-// Pushes the registers that a callee keeps, swaps the stack pointers, pops. swapcontext would change the signal mask as well:
-// two system calls, some hundred times slower.
+// Pushes the registers that a callee keeps, swaps the stack pointers, pops. swapcontext would change the signal mask
+// as well: two system calls.
 extern "C" void torchintro_emulation_switch(void** from, void* to);
 #else
 #include <ucontext.h>

@@ -1,11 +1,11 @@
 // A machine that runs CUDA kernels, compiled as C++, on the processor: what the headers beside this one are made of.
 //
-// Blocks run one after another in random order. A block's threads are fibers, which take turns in random order and only
-// where they synchronise, so what a kernel does depends on the seed alone. A fault of the kernel ends the launch with an
-// Error that says what it was:
+// Blocks run one after another in random order. A block's threads are fibers, which take turns in random order and
+// only where they synchronise, so what a kernel does depends on the seed alone. A fault of the kernel ends the launch
+// with an Error that says what it was:
 //
 //   barriers     a thread that is missing at a barrier or at a warp's collective, or that waits at another one
-//   memory       AddressSanitizer sees accesses outside, as in any program; shared memory is filled with NaN before each block
+//   memory       AddressSanitizer sees accesses outside; shared memory is filled with NaN before each block
 //   copies       copy_async leaves NaN behind and brings the values at the wait that asks for them, and not earlier
 //   races        where compiled with -fsanitize=thread: see races.h
 #pragma once
@@ -52,7 +52,8 @@ bool is_stack(const void* address); // a thread's own
 void block_barrier(Place place);
 void warp_barrier(uint32_t mask, Place place);
 
-// Waits for all lanes of `mask`; the last one calls perform(lanes), where lanes[l] is lane l's `mine`, or null beside `mask`.
+// Waits for all lanes of `mask`; the last one calls perform(lanes), where lanes[l] is lane l's `mine`, or null beside
+// `mask`.
 using Perform = void (*)(void* const* lanes);
 void collective(const char* name, uint32_t mask, void* mine, Perform perform, Place place);
 

@@ -30,8 +30,9 @@ struct Access {
   }
 };
 
-// Reads since the last write. Two of the newest barrier interval are enough: if threads of several warps read, whoever writes
-// in the same interval races with one of them; if one warp's, with the newest read that is not the writer's own.
+// Reads since the last write. Two of the newest barrier interval are enough: if threads of several warps read, whoever
+// writes in the same interval races with one of them; if one warp's, with the newest read that is not the writer's
+// own.
 struct Granule {
   Access write;
   Access reads[2]; // the newest first, by two threads

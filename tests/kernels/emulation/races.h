@@ -1,11 +1,11 @@
-// Races between a kernel's threads: two accesses to the same memory, at least one of them a write, by two threads that no
-// barrier stands between. Not between blocks either, which nothing orders within a launch.
+// Races between a kernel's threads: two accesses to the same memory, at least one of them a write, by two threads that
+// no barrier stands between. Not between blocks either, which nothing orders within a launch.
 //
-// A file compiled with -fsanitize=thread calls __tsan_read4 and the like at every access; ThreadSanitizer's own runtime knows
-// no barriers, so races.cpp takes its place. It keeps, for every two bytes (no kernel here has smaller numbers), who wrote
-// them last and who has read them since, which finds every race of the accesses that happened, in whatever order they did.
-// What orders memory: __syncthreads in the block, __syncwarp in the warp (all of it, whatever the mask); no shuffle, no
-// matrix instruction.
+// A file compiled with -fsanitize=thread calls __tsan_read4 and the like at every access; ThreadSanitizer's own
+// runtime knows no barriers, so races.cpp takes its place. It keeps, for every two bytes (no kernel here has smaller
+// numbers), who wrote them last and who has read them since, which finds every race of the accesses that happened, in
+// whatever order they did. What orders memory: __syncthreads in the block, __syncwarp in the warp (all of it, whatever
+// the mask); no shuffle, no matrix instruction.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// A warp's shuffles and matrix instructions. Register layouts as in the PTX ISA, for mma.m16n8k16 and ldmatrix: lane l is
-// thread t = l % 4 of group g = l / 4.
+// A warp's shuffles and matrix instructions. Register layouts as in the PTX ISA, for mma.m16n8k16 and ldmatrix: lane l
+// is thread t = l % 4 of group g = l / 4.
 #include "cuda_bf16.h"
 #include "machine.h"
 #include "races.h"
