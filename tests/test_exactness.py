@@ -60,12 +60,14 @@ def squared_errors(problem: Problem) -> dict[str, tuple[float, float, float]]:
 @pytest.mark.parametrize(("dtype", "target_dtype"), [pair for pair in DTYPES if pair[0] != torch.float64])
 @pytest.mark.parametrize("weight", [None, "element", "row"])
 def test_no_error_is_larger_than_eagers(
-    shape: tuple[int, int, int], dtype: torch.dtype, target_dtype: torch.dtype, weight: str | None
+    device: str, shape: tuple[int, int, int], dtype: torch.dtype, target_dtype: torch.dtype, weight: str | None
 ) -> None:
     rows, in_features, out_features = shape
     draws = [
         squared_errors(
-            make_problem(rows, in_features, out_features, weight=weight, dtype=dtype, target_dtype=target_dtype)
+            make_problem(
+                rows, in_features, out_features, weight=weight, dtype=dtype, target_dtype=target_dtype, device=device
+            )
         )
         for _ in range(DRAWS)
     ]
