@@ -126,7 +126,8 @@ def test_autocast_leaves_float64_alone(device: str) -> None:
     assert_same(results, problem.results(linear_mse_loss))
 
 
-def test_autocast_runs_the_operator_in_the_autocast_dtype(device: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_runs_the_operator_in_the_autocast_dtype(device: str, dtype: torch.dtype) -> None:
     seen = []
 
     class Record(torch.utils._python_dispatch.TorchDispatchMode):
@@ -136,9 +137,9 @@ def test_autocast_runs_the_operator_in_the_autocast_dtype(device: str) -> None:
             return func(*args, **(kwargs or {}))
 
     problem = make_problem(8, 3, 2, dtype=torch.float32, device=device)
-    with torch.autocast(device, torch.bfloat16), Record():
+    with torch.autocast(device, dtype), Record():
         problem.call(linear_mse_loss)
-    assert seen == [torch.bfloat16, torch.bfloat16, torch.float32]
+    assert seen == [dtype, dtype, torch.float32]
 
 
 @pytest.mark.parametrize("out_features", [1, 32])
