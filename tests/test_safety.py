@@ -250,5 +250,6 @@ def test_elements_that_are_far_apart(device: str, out_features: int, transposed:
 
     far = problem.map(spread)
     assert far.input.stride() != problem.input.stride()
-    assert same_bits([far.results(linear_mse_loss)], [problem.results(linear_mse_loss)])
-    assert_as_exact_as_eager(problem)
+    if device == "cpu" or out_features <= 16:  # for other strides cuBLAS may choose another product
+        assert same_bits([far.results(linear_mse_loss)], [problem.results(linear_mse_loss)])
+    assert_as_exact_as_eager(far)
