@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 # Compiled graphs are cached on disk by what was traced, which does not see that the operator was rebuilt since.
 _CACHE = tempfile.TemporaryDirectory(prefix="torchintro-inductor-")
@@ -11,6 +12,7 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = _CACHE.name
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from problems import DEVICES  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,7 +28,18 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    """Every device the operator has kernels for: one suite for all."""
     return str(request.param)
+
+
+@pytest.fixture
+def needs_20_gb(device: str) -> Iterator[None]:
+    """On a device memory is taken where on the CPU it is only spoken for."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        if torch.cuda.mem_get_info()[0] < 20 * 2**30:
+            pytest.skip("needs 20 GB of free device memory")
+    yield
+    if device == "cuda":
+        torch.cuda.empty_cache()

@@ -157,8 +157,8 @@ def test_save_on_cpu_and_checkpoint(leaves: list[Tensor]) -> None:
     assert_equal_lists(torch.autograd.grad(loss, leaves), exact(leaves))
 
 
-def test_gradient_memory_is_handed_over_not_copied() -> None:
-    leaves = make_problem(50, 400, 1).leaves()
+def test_gradient_memory_is_handed_over_not_copied(device: str) -> None:
+    leaves = make_problem(50, 400, 1, device=device).leaves()
     call(leaves).backward()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         for leaf in leaves:
@@ -181,8 +181,8 @@ def test_anomaly_mode_and_detect_nan(leaves: list[Tensor]) -> None:
             call(leaves).backward()
 
 
-def test_several_threads_share_the_parameters() -> None:
-    problem = make_problem(300, 20, 2)
+def test_several_threads_share_the_parameters(device: str) -> None:
+    problem = make_problem(300, 20, 2, device=device)
     weight = problem.linear_weight.requires_grad_()
     expected = 8 * torch.autograd.grad(reference.linear_mse_loss(problem.input, weight, problem.target), weight)[0]
 
@@ -216,12 +216,12 @@ def test_inference_tensors_cannot_be_saved(leaves: list[Tensor]) -> None:
         linear_mse_loss(leaves[0], leaves[1], target)
 
 
-def test_inside_a_network_and_an_optimizer() -> None:
+def test_inside_a_network_and_an_optimizer(device: str) -> None:
     torch.manual_seed(1)
-    body = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh())
-    head = torch.nn.Linear(7, 2)
+    body = torch.nn.Sequential(torch.nn.Linear(5, 7, device=device), torch.nn.Tanh())
+    head = torch.nn.Linear(7, 2, device=device)
     models = [torch.nn.ModuleList([body, head]), copy.deepcopy(torch.nn.ModuleList([body, head]))]
-    x, y = torch.randn(64, 5), torch.randn(64, 2)
+    x, y = torch.randn(64, 5, device=device), torch.randn(64, 2, device=device)
     losses: list[list[float]] = []
     for model, operator in zip(models, (linear_mse_loss, reference.linear_mse_loss), strict=True):
         optimizer = torch.optim.Adam(model.parameters(), lr=0.05)

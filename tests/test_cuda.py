@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +16,12 @@ from problems import (
     assert_as_exact_as_eager,
     assert_sorted_rows_lose_no_digits,
     make_problem,
+    padded_rows,
     transposed,
 )
 from torch import Tensor
 
-from torchintro import _C, linear_mse_loss, reference
+from torchintro import _C, LinearMSELoss, linear_mse_loss
 
 pytestmark = [
     pytest.mark.cuda,
@@ -25,7 +29,8 @@ pytestmark = [
 ]
 
 # Sizes at which the kernels change course: fewer threads a row from 32768 rows on, more than one pass and one split a
-# block, rows longer than a block's share, one feature, sizes that no pack divides, and more than one chunk of rows.
+# block, rows longer than a block's share, one feature, sizes that no pack divides, more than one chunk of rows, and
+# more rows than a float accumulator may add one by one.
 SHAPES = [
     (33000, 64, 1),
     (40000, 33, 3),
@@ -36,6 +41,7 @@ SHAPES = [
     (5000, 256, 16),
     (45000, 8, 400),
     (18000, 8, 1000),
+    (3000000, 8, 1),
 ]
 # Few and many outputs: kernels of this package's own, and PyTorch's products around one.
 REGIMES = [3, 40]
@@ -49,6 +55,47 @@ def test_every_dtype_at_sizes_of_a_gpu(shape: tuple, dtype: torch.dtype, target_
     assert_as_exact_as_eager(problem)
 
 
+# Rows that no block of threads holds at once, and one row, for which nothing is shared.
+@pytest.mark.parametrize("out_features", [1, 3, 16])
+@pytest.mark.parametrize(("rows", "d"), [(40, 20000), (40, 70001), (1, 70001), (1, 8), (1, 1)])
+@pytest.mark.parametrize(("dtype", "target_dtype"), DTYPES)
+def test_long_rows_and_one_row(
+    rows: int, d: int, out_features: int, dtype: torch.dtype, target_dtype: torch.dtype
+) -> None:
+    assert_as_exact_as_eager(
+        make_problem(rows, d, out_features, weight="row", dtype=dtype, target_dtype=target_dtype, device="cuda")
+    )
+
+
+def aligned_rows(tensor: Tensor) -> Tensor:
+    return torch.nn.functional.pad(tensor, (0, 8), value=float("nan"))[..., :-8]
+
+
+# Sizes at which bfloat16 goes to the tensor cores, and their neighbours that do not. Rows that start at multiples of 16
+# bytes can be loaded in packs, and others cannot.
+@pytest.mark.parametrize("layout", [Tensor.contiguous, aligned_rows, padded_rows])
+@pytest.mark.parametrize("out_features", [1, 2, 3, 4, 8, 9, 16, 17])
+@pytest.mark.parametrize("d", [8, 20, 64, 128, 136, 1024, 2048, 4096])
+def test_bfloat16_products(d: int, out_features: int, layout: Callable[[Tensor], Tensor]) -> None:
+    masks = [(True, True, True, True), (False, True, False, True), (True, False, False, False)]
+    for rows, requires_grad in itertools.product([1, 129, 1037], masks):
+        for target_dtype in (torch.bfloat16, torch.float32):
+            problem = make_problem(
+                rows,
+                d,
+                out_features,
+                weight="row" if rows == 129 else None,
+                requires_grad=requires_grad,
+                dtype=torch.bfloat16,
+                target_dtype=target_dtype,
+                device="cuda",
+            )
+            problem = replace(problem, input=layout(problem.input))
+            assert_as_exact_as_eager(problem)
+            first, again = (problem.results(linear_mse_loss) for _ in range(2))
+            assert all(torch.equal(first[name], again[name]) for name in first)
+
+
 @pytest.mark.parametrize("out_features", [1, 6, 16])
 def test_column_major_input(out_features: int) -> None:
     problem = make_problem(3000, 37, out_features, dtype=torch.float32, device="cuda")
@@ -60,23 +107,40 @@ def test_rows_sorted_by_target_lose_no_digits(dtype: torch.dtype) -> None:
     assert_sorted_rows_lose_no_digits(20000, 8192, dtype, "cuda")  # in chunks of 2048 rows
 
 
-def results_without_waiting(problem: Problem) -> dict[str, Tensor]:
-    """Run forward and backward while PyTorch raises an error for every wait of the host for the device."""
-    problem.results(linear_mse_loss)  # libraries that set themselves up may wait
+@contextmanager
+def waits_are_errors() -> Iterator[None]:
+    """Let PyTorch raise an error for every wait of the host for the device."""
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        return problem.results(linear_mse_loss, upstream=0.5)
+        yield
     finally:
         torch.cuda.set_sync_debug_mode(mode)
+
+
+def results_without_waiting(problem: Problem) -> dict[str, Tensor]:
+    problem.results(linear_mse_loss)  # libraries that set themselves up may wait
+    with waits_are_errors():
+        return problem.results(linear_mse_loss, upstream=0.5)
 
 
 @pytest.mark.parametrize("weight", [None, "element", "row"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("out_features", REGIMES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_the_host_never_waits(dtype: torch.dtype, out_features: int, reduction: str, weight: str | None) -> None:
-    problem = make_problem(50, 7, out_features, weight=weight, reduction=reduction, dtype=dtype, device="cuda")
+@pytest.mark.parametrize(("dtype", "target_dtype"), DTYPES)
+def test_the_host_never_waits(
+    dtype: torch.dtype, target_dtype: torch.dtype, out_features: int, reduction: str, weight: str | None
+) -> None:
+    problem = make_problem(
+        50,
+        7,
+        out_features,
+        weight=weight,
+        reduction=reduction,
+        dtype=dtype,
+        target_dtype=target_dtype,
+        device="cuda",
+    )
     assert results_without_waiting(problem).keys() == {"loss", *NAMES}
 
 
@@ -85,65 +149,30 @@ def test_the_host_never_waits_for_nothing(rows: int, out_features: int) -> None:
     results_without_waiting(make_problem(rows, 7, out_features, weight="row", device="cuda"))
 
 
-def sgd_step(x: Tensor, w: Tensor, t: Tensor, b: Tensor, v: Tensor) -> Callable[[], Tensor]:
-    def step() -> Tensor:
-        loss = linear_mse_loss(x, w, t, linear_bias=b, weight=v)
-        grad_w, grad_b = torch.autograd.grad(loss, (w, b))
-        with torch.no_grad():
-            w.sub_(0.1 * grad_w)
-            b.sub_(0.1 * grad_b)
-        return loss.detach()
-
-    return step
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("out_features", REGIMES)
-def test_graph_of_a_training_step(out_features: int, dtype: torch.dtype) -> None:
-    x = torch.randn(500, 20, device="cuda", dtype=dtype)
-    t = torch.randn(500, out_features, device="cuda", dtype=dtype)
-    v = torch.rand(500, device="cuda", dtype=dtype)
-    w0, b0 = torch.randn(out_features, 20, device="cuda"), torch.randn(out_features, device="cuda")
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_host_never_waits_in_a_training_step_under_autocast(
+    dtype: torch.dtype, out_features: int, weighted: bool
+) -> None:
+    body = torch.nn.Linear(7, 7, device="cuda")
+    criterion = LinearMSELoss(7, out_features, device="cuda")
+    x, y = torch.randn(50, 7, device="cuda"), torch.randn(50, out_features, device="cuda")
+    weight = torch.rand(50, device="cuda") if weighted else None
+    optimizer = torch.optim.SGD([*body.parameters(), *criterion.parameters()], lr=0.1)
 
-    def parameters() -> tuple[Tensor, Tensor]:
-        return w0.to(dtype, copy=True).requires_grad_(), b0.to(dtype, copy=True).requires_grad_()
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", dtype):
+            loss = criterion(body(x), y, weight)
+        loss.backward()
+        optimizer.step()
 
-    w, b = parameters()
-    eager_step = sgd_step(x, w, t, b, v)
-    expected = [eager_step() for _ in range(5)]
-
-    captured_w, captured_b = parameters()
-    step = sgd_step(x, captured_w, t, captured_b, v)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    step()
+    before = criterion.linear.weight.detach().clone()
+    with waits_are_errors():
         step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step()
-    with torch.no_grad():
-        captured_w.copy_(w0)
-        captured_b.copy_(b0)
-    losses = []
-    for _ in range(5):
-        graph.replay()
-        losses.append(loss.clone())
-
-    def check(captured: Tensor, eager: Tensor) -> None:
-        if out_features <= 16:  # the same kernels in the same order; PyTorch may choose another product under capture
-            assert torch.equal(captured, eager)
-        else:
-            rounding = 100 * torch.finfo(dtype).eps if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
-            torch.testing.assert_close(captured, eager, rtol=rounding, atol=rounding)
-
-    check(torch.stack(losses), torch.stack(expected))
-    check(captured_w, w)
-    check(captured_b, b)
-
-    x.copy_(2 * x)  # a replay reads the tensors that are there now
-    graph.replay()
-    check(loss, eager_step())
+    assert not torch.equal(criterion.linear.weight, before)
 
 
 @pytest.mark.parametrize("out_features", REGIMES)
@@ -159,6 +188,28 @@ def test_runs_on_the_current_stream(out_features: int) -> None:
         results = late.results(linear_mse_loss)
     torch.cuda.synchronize()
     torch.testing.assert_close(results, expected)
+
+
+@pytest.mark.parametrize("out_features", REGIMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_backward_on_another_stream_than_forward(dtype: torch.dtype, out_features: int) -> None:
+    problem = make_problem(1000, 30, out_features, dtype=dtype, device="cuda")
+    leaves = problem.leaves()
+    expected = torch.autograd.grad(problem.call(linear_mse_loss, leaves), leaves)
+    factor = 0.5  # exact in every dtype
+    upstream = torch.full((), float("nan"), dtype=dtype, device="cuda")
+    forward_stream, backward_stream = torch.cuda.Stream(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(forward_stream):
+        torch.cuda._sleep(100_000_000)  # a backward pass that did not wait for the forward pass would read nothing
+        loss = problem.call(linear_mse_loss, leaves)
+    with torch.cuda.stream(backward_stream):
+        torch.cuda._sleep(200_000_000)  # and one on the forward pass's stream alone, no upstream gradient yet
+        upstream.fill_(factor)
+        results = [gradient.clone() for gradient in torch.autograd.grad(loss, leaves, upstream)]
+    torch.cuda.synchronize()
+    for result, gradient in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, factor * gradient)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
@@ -182,69 +233,3 @@ def test_same_bits_from_run_to_run(out_features: int, dtype: torch.dtype) -> Non
         again = problem.results(linear_mse_loss)
         for name, result in again.items():
             assert torch.equal(result, first[name]), name
-
-
-def extra_memory(operator: Callable[..., Tensor], x: Tensor, w: Tensor, t: Tensor) -> int:
-    """The peak of a training step's memory, beyond what is there before and the gradients that are there after it."""
-    for _ in range(2):  # the first makes cuBLAS's workspace
-        w.grad = None
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        operator(x, w, t).backward()
-        assert w.grad is not None
-        extra = torch.cuda.max_memory_allocated() - before - w.grad.nbytes
-    return extra
-
-
-def test_memory_of_many_outputs_is_a_chunk() -> None:
-    x, w, t = (torch.randn(*size, device="cuda") for size in ((32768, 64), (4096, 64), (32768, 4096)))
-    w.requires_grad_()
-    ours = extra_memory(linear_mse_loss, x, w, t)
-    eager = extra_memory(reference.linear_mse_loss, x, w, t)
-    assert ours <= 0.35 * eager, f"{ours / 2**20:.0f} MiB beside eager's {eager / 2**20:.0f} MiB"
-
-
-BEYOND_32_BITS = 2**31
-
-
-@pytest.fixture
-def needs_20_gb() -> Iterator[None]:
-    torch.cuda.empty_cache()
-    if torch.cuda.mem_get_info()[0] < 20 * 2**30:
-        pytest.skip("needs 20 GB of free device memory")
-    yield
-    torch.cuda.empty_cache()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("needs_20_gb")
-def test_input_beyond_32_bit_indices() -> None:
-    d = 64
-    x = torch.zeros(BEYOND_32_BITS // d + 3, d, dtype=torch.bfloat16, device="cuda")
-    x[-1] = 1  # all rows but the last predict 0, which is right
-    x.requires_grad_()
-    w = torch.ones(1, d, dtype=torch.bfloat16, device="cuda", requires_grad=True)
-    t = torch.zeros(x.shape[0], 1, device="cuda", requires_grad=True)
-    loss = linear_mse_loss(x, w, t, reduction="sum")
-    grad_x, grad_w, grad_t = torch.autograd.grad(loss, (x, w, t))
-    assert loss.item() == d * d
-    assert (grad_w == 2 * d).all()
-    assert (grad_x[-1] == 2 * d).all()
-    assert not grad_x[:-1].any()
-    assert grad_t[-1].item() == -2 * d
-    assert not grad_t[:-1].any()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("needs_20_gb")
-@pytest.mark.parametrize("out_features", [1, 4096])
-def test_target_beyond_32_bit_indices(out_features: int) -> None:
-    rows = BEYOND_32_BITS // out_features + 3
-    x = torch.ones(1, 1, dtype=torch.bfloat16, device="cuda").expand(rows, 1)
-    w = torch.ones(out_features, 1, dtype=torch.bfloat16, device="cuda")
-    t = torch.zeros(rows, out_features, dtype=torch.bfloat16, device="cuda")
-    t[-1] = 3  # every prediction is 1
-    t.requires_grad_()
-    (grad_t,) = torch.autograd.grad(linear_mse_loss(x, w, t, reduction="sum"), t)
-    assert (grad_t[-1] == 4).all()
-    assert (grad_t[:-1] == -2).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import problems
 import pytest
 import torch
 
@@ -145,7 +146,7 @@ BAD_CALLS: dict[str, tuple[type[Exception], str, Callable[[Make], dict]]] = {
     ),
 }
 
-DEVICES = ["cpu", "meta", pytest.param("cuda", marks=pytest.mark.cuda)]
+DEVICES = ["meta", *problems.DEVICES]
 
 
 def good_call(device: str) -> dict:
@@ -212,62 +213,67 @@ def test_bad_call(case: str, entry: Callable[[dict], None], device: str) -> None
         entry(call)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", BAD_CALLS)
-def test_bad_call_in_inference_mode(case: str) -> None:
+def test_bad_call_in_inference_mode(case: str, device: str) -> None:
     error, sentence, changes = BAD_CALLS[case]
     if "requires a gradient" in case:
         pytest.skip("nothing requires a gradient in inference mode")
     with torch.inference_mode():
-        call = good_call("cpu") | changes(lambda *shape: torch.ones(shape))
+        call = good_call(device) | changes(lambda *shape: torch.ones(shape, device=device))
         with pytest.raises(error, match=f"^linear_mse_loss: {re.escape(sentence)}"):
             function(call)
 
 
 @pytest.mark.parametrize("argument", ["linear_weight", "target", "linear_bias", "weight"])
-@pytest.mark.parametrize("other", ["meta", pytest.param("cuda", marks=pytest.mark.cuda)])
-def test_mixed_devices(argument: str, other: str) -> None:
-    call = good_call("cpu") | {"weight": torch.ones(8)}
+@pytest.mark.parametrize("other", DEVICES)
+@pytest.mark.parametrize("device", problems.DEVICES)
+def test_mixed_devices(device: str, argument: str, other: str) -> None:
+    if device == other:
+        pytest.skip("the same device")
+    call = good_call(device) | {"weight": torch.ones(8, device=device)}
     call[argument] = call[argument].to(other)
-    pattern = f"^linear_mse_loss: {argument} must be on input's device, cpu, but got {other}"
+    pattern = rf"^linear_mse_loss: {argument} must be on input's device, {device}(:\d+)?, but got {other}"
     with pytest.raises(ValueError, match=pattern):
         function(call)
 
 
-def test_a_weight_that_requires_a_gradient_is_fine_where_none_is_computed() -> None:
-    call = good_call("cpu") | {"weight": torch.ones(8, requires_grad=True)}
+def test_a_weight_that_requires_a_gradient_is_fine_where_none_is_computed(device: str) -> None:
+    call = good_call(device) | {"weight": torch.ones(8, device=device, requires_grad=True)}
     with torch.no_grad():
         function(call)
 
 
-def test_gradients_operator_has_none_for_none() -> None:
+def test_gradients_operator_has_none_for_none(device: str) -> None:
     with pytest.raises(ValueError, match=r"^_linear_mse_loss_grads: reduction must be 'mean' or 'sum', but got 'none'"):
-        gradients(good_call("cpu") | {"reduction": "none"})
+        gradients(good_call(device) | {"reduction": "none"})
 
 
-def test_gradients_operator_has_no_bias_gradient_without_a_bias() -> None:
-    positional, _ = split(good_call("cpu"))
+def test_gradients_operator_has_no_bias_gradient_without_a_bias(device: str) -> None:
+    positional, _ = split(good_call(device))
     with pytest.raises(
         ValueError, match=r"^_linear_mse_loss_grads: output_mask\[3\] must be False without a linear_bias"
     ):
         torch.ops.torchintro._linear_mse_loss_grads(*positional, None, None, "mean", [False, False, False, True])
 
 
-def test_a_wrong_call_leaves_gradients_as_they_were() -> None:
-    criterion = torchintro.LinearMSELoss(3, 1)
-    criterion(torch.ones(8, 3), torch.ones(8, 1)).backward()
+def test_a_wrong_call_leaves_gradients_as_they_were(device: str) -> None:
+    criterion = torchintro.LinearMSELoss(3, 1, device=device)
+    x, y = torch.ones(8, 3, device=device), torch.ones(8, 1, device=device)
+    criterion(x, y).backward()
     before = criterion.linear.weight.grad.clone()
     with pytest.raises(ValueError, match="target must have shape"):
-        criterion(torch.ones(8, 3), torch.ones(8))
+        criterion(x, y.squeeze(1))
     assert torch.equal(criterion.linear.weight.grad, before)
 
 
-def test_torchscript_passes_the_sentence_on() -> None:
-    scripted = torch.jit.script(torchintro.LinearMSELoss(3, 1))
+def test_torchscript_passes_the_sentence_on(device: str) -> None:
+    scripted = torch.jit.script(torchintro.LinearMSELoss(3, 1, device=device))
     with pytest.raises(RuntimeError, match=r"linear_mse_loss: target must have shape \(8, 1\)"):
-        scripted(torch.ones(8, 3), torch.ones(8))
+        scripted(torch.ones(8, 3, device=device), torch.ones(8, device=device))
 
 
-def test_compiled_code_passes_the_sentence_on() -> None:
+def test_compiled_code_passes_the_sentence_on(device: str) -> None:
     compiled = torch.compile(torchintro.linear_mse_loss, backend="eager")
     with pytest.raises(Exception, match=r"linear_mse_loss: target must have shape \(8, 1\)"):
-        compiled(torch.ones(8, 3), torch.ones(1, 3), torch.ones(8))
+        compiled(*(torch.ones(shape, device=device) for shape in ((8, 3), (1, 3), (8,))))

@@ -17,22 +17,23 @@ NAN = X5.clone()
 NAN[2, 1] = math.nan
 
 
-def problem(rows=37, outputs=2, dtype=torch.float64):
-    X = torch.randn(rows, 3, dtype=dtype)
-    return X, X @ torch.randn(3, outputs, dtype=dtype) + 0.5
+def problem(rows=37, outputs=2, dtype=torch.float64, device="cpu"):
+    X = torch.randn(rows, 3, dtype=dtype, device=device)
+    return X, X @ torch.randn(3, outputs, dtype=dtype, device=device) + 0.5
 
 
 def model_for(X, y):
-    return initial_linear(X.shape[1], y.shape[1], seed=1, dtype=X.dtype)
+    return initial_linear(X.shape[1], y.shape[1], seed=1, dtype=X.dtype, device=X.device)
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
-def test_against_scikit_learn(outputs):
+def test_against_scikit_learn(device, outputs):
     metrics = pytest.importorskip("sklearn.metrics")
-    X, y = problem(rows=40_000, outputs=outputs)  # more rows than a chunk has
+    X, y = problem(rows=40_000, outputs=outputs, device=device)  # more rows than a chunk has
     model = model_for(X, y)
-    predicted = model(X).detach().numpy()
+    predicted = model(X).detach().cpu().numpy()
     result = evaluate(model, X, y)
+    y = y.cpu().numpy()
     mse = metrics.mean_squared_error(y, predicted)
     expected = {
         "mse": mse,
@@ -45,7 +46,7 @@ def test_against_scikit_learn(outputs):
 
 
 @pytest.mark.parametrize("constant", [0.5, 0.1])
-def test_constant_targets(constant):
+def test_constant_targets(device, constant):
     metrics = pytest.importorskip("sklearn.metrics")
     y = torch.full((10, 3), constant, dtype=torch.float64)
     y[:, 2] = torch.arange(10.0)
@@ -54,19 +55,19 @@ def test_constant_targets(constant):
     predicted[0, 2] += 1
     # At 0.1 the rounding of the mean keeps scikit-learn from seeing that the column is constant.
     expected = metrics.r2_score(y, predicted) if constant == 0.5 else (1 + 0 + 1 - 1 / 82.5) / 3
-    assert evaluate(nn.Identity(), predicted, y)["r2"] == pytest.approx(expected, rel=1e-14)
+    assert evaluate(nn.Identity(), predicted.to(device), y.to(device))["r2"] == pytest.approx(expected, rel=1e-14)
 
 
-def test_accumulates_in_float64():
+def test_accumulates_in_float64(device):
     # 1e8 + 1 is 1e8 in float32, so a float32 sum of these squared errors loses all the ones.
-    errors = torch.cat([torch.tensor([[1e4]]), torch.ones(20_000, 1)])
+    errors = torch.cat([torch.tensor([[1e4]]), torch.ones(20_000, 1)]).to(device)
     assert evaluate(nn.Identity(), errors, torch.zeros_like(errors))["mse"] == pytest.approx(
         (1e8 + 20_000) / 20_001, rel=1e-12
     )
 
 
-def test_one_row_has_no_r2():
-    result = evaluate(nn.Identity(), torch.ones(1, 1), torch.zeros(1, 1))
+def test_one_row_has_no_r2(device):
+    result = evaluate(nn.Identity(), torch.ones(1, 1, device=device), torch.zeros(1, 1, device=device))
     assert math.isnan(result["r2"])
     assert result["mse"] == 1
 
@@ -90,10 +91,10 @@ def test_leaves_the_mode_and_takes_no_gradients():
     assert torch.is_grad_enabled()
 
 
-def test_moves_the_data_to_the_model():
+def test_moves_the_data_to_the_model(device):
     X, y = problem(dtype=torch.float32)
-    model = model_for(X, y)
-    expected = evaluate(model, X, y)
+    model = model_for(X, y).to(device)
+    expected = evaluate(model, X.to(device), y.to(device))
     assert evaluate(model, X.double().numpy(), y.numpy()) == pytest.approx(expected, rel=1e-7)
 
 
@@ -127,15 +128,16 @@ def test_bad_calls(model, X, y, error, message):
         evaluate(model, X, y)
 
 
-def test_predict():
-    X, y = problem(rows=20_000)
+def test_predict(device):
+    X, y = problem(rows=20_000, device=device)
     model = model_for(X, y)
     prediction = predict(model, X)
     assert not prediction.requires_grad
-    assert (prediction - model(X)).abs().max() < 16 * torch.finfo(torch.float64).eps * prediction.abs().max()
+    assert prediction.device.type == "cpu"
+    assert (prediction - model(X).cpu()).abs().max() < 16 * torch.finfo(torch.float64).eps * prediction.abs().max()
 
 
-def test_a_model_of_nan_scores_nan():
-    model = torch.nn.Linear(2, 1)
+def test_a_model_of_nan_scores_nan(device):
+    model = torch.nn.Linear(2, 1, device=device)
     torch.nn.init.constant_(model.weight, float("nan"))
-    assert math.isnan(evaluate(model, torch.randn(10, 2), torch.randn(10, 1))["r2"])
+    assert math.isnan(evaluate(model, torch.randn(10, 2, device=device), torch.randn(10, 1, device=device))["r2"])

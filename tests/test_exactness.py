@@ -60,12 +60,31 @@ def squared_errors(problem: Problem) -> dict[str, tuple[float, float, float]]:
 @pytest.mark.parametrize(("dtype", "target_dtype"), [pair for pair in DTYPES if pair[0] != torch.float64])
 @pytest.mark.parametrize("weight", [None, "element", "row"])
 def test_no_error_is_larger_than_eagers(
-    shape: tuple[int, int, int], dtype: torch.dtype, target_dtype: torch.dtype, weight: str | None
+    device: str, shape: tuple[int, int, int], dtype: torch.dtype, target_dtype: torch.dtype, weight: str | None
+) -> None:
+    assert_no_error_is_larger_than_eagers(device, shape, dtype, target_dtype, weight)
+
+
+# So many rows that a sum of them one by one in float32 would lose digits. On the CPU they would only take long.
+@pytest.mark.cuda
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(3000000, 8, 1), (1000000, 8, 3), (300000, 64, 16), (300000, 64, 40)])
+@pytest.mark.parametrize(("dtype", "target_dtype"), [pair for pair in DTYPES if pair[0] != torch.float64])
+def test_no_error_is_larger_than_eagers_over_millions_of_rows(
+    shape: tuple[int, int, int], dtype: torch.dtype, target_dtype: torch.dtype
+) -> None:
+    assert_no_error_is_larger_than_eagers("cuda", shape, dtype, target_dtype, None)
+
+
+def assert_no_error_is_larger_than_eagers(
+    device: str, shape: tuple[int, int, int], dtype: torch.dtype, target_dtype: torch.dtype, weight: str | None
 ) -> None:
     rows, in_features, out_features = shape
     draws = [
         squared_errors(
-            make_problem(rows, in_features, out_features, weight=weight, dtype=dtype, target_dtype=target_dtype)
+            make_problem(
+                rows, in_features, out_features, weight=weight, dtype=dtype, target_dtype=target_dtype, device=device
+            )
         )
         for _ in range(DRAWS)
     ]

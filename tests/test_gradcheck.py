@@ -49,15 +49,15 @@ def test_first_and_second_order(device: str, sizes: tuple, reduction: str, subse
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("weight", [None, "element", "row"])
-def test_forward_mode_and_batched_gradients(reduction: str, weight: str | None) -> None:
-    function, wanted = as_function(make_problem(3, 4, 2, reduction=reduction, weight=weight))
+def test_forward_mode_and_batched_gradients(device: str, reduction: str, weight: str | None) -> None:
+    function, wanted = as_function(make_problem(3, 4, 2, reduction=reduction, weight=weight, device=device))
     assert gradcheck(function, wanted, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
     assert gradgradcheck(function, wanted, check_fwd_over_rev=True, check_rev_over_rev=True)
 
 
 @pytest.mark.parametrize("position", range(4))
-def test_a_tangent_on_any_one_argument(position: int) -> None:
-    problem = make_problem(5, 3, 2)
+def test_a_tangent_on_any_one_argument(device: str, position: int) -> None:
+    problem = make_problem(5, 3, 2, device=device)
     tensors = problem.tensors()
     direction = torch.randn_like(tensors[position])
     with forward_ad.dual_level():
@@ -70,8 +70,8 @@ def test_a_tangent_on_any_one_argument(position: int) -> None:
     torch.testing.assert_close(loss, problem.call(linear_mse_loss))
 
 
-def test_third_order() -> None:
-    problem = make_problem(4, 3, 2, bias=False)
+def test_third_order(device: str) -> None:
+    problem = make_problem(4, 3, 2, bias=False, device=device)
 
     def cubic(weight: torch.Tensor) -> torch.Tensor:
         return linear_mse_loss(problem.input, weight**2, problem.target)

@@ -78,9 +78,11 @@ def test_rows_sorted_by_target_lose_no_digits(rows: int, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("d", "o"), [(18, 33), (19, 33), (65, 130)])
-def test_what_lies_between_the_rows_is_not_read(d: int, o: int, dtype: torch.dtype, reduction: str) -> None:
+def test_what_lies_between_the_rows_is_not_read(
+    device: str, d: int, o: int, dtype: torch.dtype, reduction: str
+) -> None:
     wanted = (reduction == "mean",) * 4
-    problem = make_problem(310, d, o, dtype=dtype, reduction=reduction, requires_grad=wanted)
+    problem = make_problem(310, d, o, dtype=dtype, reduction=reduction, requires_grad=wanted, device=device)
     assert_as_exact_as_eager(problem.map(padded_rows))
 
 

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from problems import DEVICES
 from torch import nn
 
 import torchintro
@@ -19,52 +20,54 @@ def plain(criterion: LinearMSELoss, x: torch.Tensor, y: torch.Tensor) -> torch.T
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_it_is_a_linear_layer_and_its_loss(bias: bool, reduction: str) -> None:
-    criterion = LinearMSELoss(4, 3, bias=bias, reduction=reduction, dtype=torch.float64)
-    x, y = torch.randn(2, 5, 4, dtype=torch.float64), torch.randn(2, 5, 3, dtype=torch.float64)
+def test_it_is_a_linear_layer_and_its_loss(device: str, bias: bool, reduction: str) -> None:
+    options = {"dtype": torch.float64, "device": device}
+    criterion = LinearMSELoss(4, 3, bias=bias, reduction=reduction, **options)
+    x, y = torch.randn(2, 5, 4, **options), torch.randn(2, 5, 3, **options)
     torch.testing.assert_close(criterion(x, y), plain(criterion, x, y))
     assert (criterion.linear.bias is None) == (not bias)
 
 
-def test_weight_is_passed_on() -> None:
-    criterion = LinearMSELoss(4, 1)
-    x, y, weight = torch.randn(5, 4), torch.randn(5, 1), torch.rand(5)
+def test_weight_is_passed_on(device: str) -> None:
+    criterion = LinearMSELoss(4, 1, device=device)
+    x, y, weight = (torch.rand(shape, device=device) for shape in ((5, 4), (5, 1), (5,)))
     expected = (weight * (criterion.linear(x) - y).squeeze().square()).sum() / weight.sum()
     torch.testing.assert_close(criterion(x, y, weight), expected)
 
 
-def test_it_initialises_as_linear_does() -> None:
+def test_it_initialises_as_linear_does(device: str) -> None:
     torch.manual_seed(3)
-    criterion = LinearMSELoss(4, 3)
+    criterion = LinearMSELoss(4, 3, device=device)
     torch.manual_seed(3)
-    linear = nn.Linear(4, 3)
+    linear = nn.Linear(4, 3, device=device)
     assert torch.equal(criterion.linear.weight, linear.weight)
     assert torch.equal(criterion.linear.bias, linear.bias)
 
 
-def test_device_and_dtype() -> None:
-    criterion = LinearMSELoss(4, 3, device="meta", dtype=torch.bfloat16)
-    assert criterion.linear.weight.device.type == "meta"
+@pytest.mark.parametrize("device", [*DEVICES, "meta"])
+def test_device_and_dtype(device: str) -> None:
+    criterion = LinearMSELoss(4, 3, device=device, dtype=torch.bfloat16)
+    assert criterion.linear.weight.device.type == device
     assert criterion.linear.weight.dtype == torch.bfloat16
 
 
-def test_it_is_an_ordinary_module() -> None:
-    criterion = LinearMSELoss(4, 3, reduction="sum")
-    x, y = torch.randn(5, 4), torch.randn(5, 3)
+def test_it_is_an_ordinary_module(device: str) -> None:
+    criterion = LinearMSELoss(4, 3, reduction="sum", device=device)
+    x, y = torch.randn(5, 4, device=device), torch.randn(5, 3, device=device)
     assert [name for name, _ in criterion.named_parameters()] == ["linear.weight", "linear.bias"]
     for other in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
         torch.testing.assert_close(other(x, y), criterion(x, y))
-    fresh = LinearMSELoss(4, 3, reduction="sum")
+    fresh = LinearMSELoss(4, 3, reduction="sum", device=device)
     fresh.load_state_dict(criterion.state_dict())
     torch.testing.assert_close(fresh(x, y), criterion(x, y))
     assert "reduction='sum'" in repr(criterion)
     assert criterion.double()(x.double(), y.double()).dtype == torch.float64
 
 
-def test_from_linear_shares_the_parameters() -> None:
-    head = nn.Linear(4, 3)
+def test_from_linear_shares_the_parameters(device: str) -> None:
+    head = nn.Linear(4, 3, device=device)
     criterion = LinearMSELoss.from_linear(head, reduction="sum")
-    criterion(torch.randn(5, 4), torch.randn(5, 3)).backward()
+    criterion(torch.randn(5, 4, device=device), torch.randn(5, 3, device=device)).backward()
     assert head.weight.grad is not None
     assert criterion.linear is head
     assert criterion.reduction == "sum"
@@ -112,11 +115,11 @@ def test_a_layer_that_computes_something_else_is_refused(make) -> None:
         torchintro.fit(make(), torch.randn(5, 3), torch.randn(5, 2), lr=0.1)
 
 
-def test_parametrized_and_lazy_layers_are_taken() -> None:
-    x, y = torch.randn(5, 3), torch.randn(5, 2)
-    linear = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+def test_parametrized_and_lazy_layers_are_taken(device: str) -> None:
+    x, y = torch.randn(5, 3, device=device), torch.randn(5, 2, device=device)
+    linear = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 2, device=device))
     torch.testing.assert_close(LinearMSELoss.from_linear(linear)(x, y), nn.functional.mse_loss(linear(x), y))
-    lazy = nn.LazyLinear(2)
+    lazy = nn.LazyLinear(2, device=device)
     criterion = LinearMSELoss.from_linear(lazy)
     lazy(x)
     torch.testing.assert_close(criterion(x, y), nn.functional.mse_loss(lazy(x), y))

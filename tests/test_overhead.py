@@ -15,9 +15,9 @@ from torchintro.functional import _direct_call, _operator
 OURS = {"torchintro::linear_mse_loss", "torchintro::_linear_mse_loss_grads", "LinearMSELossBackward"}
 
 
-def tensors(in_features: int = 1, out_features: int = 1) -> list[torch.Tensor]:
+def tensors(in_features: int = 1, out_features: int = 1, device: str = "cpu") -> list[torch.Tensor]:
     shapes = (100, in_features), (out_features, in_features), (100, out_features), (out_features,)
-    input, linear_weight, target, linear_bias = map(torch.randn, shapes)
+    input, linear_weight, target, linear_bias = (torch.randn(shape, device=device) for shape in shapes)
     return [input, linear_weight.requires_grad_(), target, linear_bias.requires_grad_()]
 
 
@@ -78,8 +78,8 @@ def ways(call):
     return answers
 
 
-def test_the_direct_way_is_taken_by_tensors_and_parameters():
-    input, linear_weight, target, linear_bias = tensors()
+def test_the_direct_way_is_taken_by_tensors_and_parameters(device):
+    input, linear_weight, target, linear_bias = tensors(device=device)
     for weight in (linear_weight, torch.nn.Parameter(linear_weight.detach())):
         direct = _direct_call(input, weight, target, linear_bias, None, "mean")
         torch.testing.assert_close(direct, _operator(input, weight, target, linear_bias=linear_bias), rtol=0, atol=0)
@@ -116,15 +116,15 @@ def test_the_direct_way_leaves_none_where_a_tensor_must_be_to_torch_ops():
     assert _direct_call(*tensors(), None, b"mean") is None
 
 
-def test_a_torch_function_mode_sees_the_operator():
-    input, linear_weight, target, linear_bias = tensors()
+def test_a_torch_function_mode_sees_the_operator(device):
+    input, linear_weight, target, linear_bias = tensors(device=device)
     with Recorder() as mode:
         torchintro.linear_mse_loss(input, linear_weight, target, linear_bias=linear_bias)
     assert mode.functions == [_operator]
 
 
-def test_a_trace_holds_the_operator():
-    input, linear_weight, target, _ = (tensor.detach() for tensor in tensors())
+def test_a_trace_holds_the_operator(device):
+    input, linear_weight, target, _ = (tensor.detach() for tensor in tensors(device=device))
     traced = torch.jit.trace(lambda x: torchintro.linear_mse_loss(x, linear_weight, target, reduction="sum"), input)
     assert "torchintro::linear_mse_loss" in str(traced.graph)
 

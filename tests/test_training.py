@@ -27,16 +27,16 @@ from torchintro.training import (
 LRS = dict.fromkeys(optimizer_names(), 0.05) | {"LBFGS": 0.5, "Adadelta": 1.0}
 
 
-def problem(rows=37, features=3, outputs=2, dtype=torch.float64, seed=0):
+def problem(rows=37, features=3, outputs=2, dtype=torch.float64, seed=0, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
     X = torch.randn(rows, features, generator=generator, dtype=torch.float64)
     W = torch.randn(outputs, features, generator=generator, dtype=torch.float64)
     y = X @ W.T + 0.5 + 0.1 * torch.randn(rows, outputs, generator=generator, dtype=torch.float64)
-    return X.to(dtype), y.to(dtype)
+    return X.to(device, dtype), y.to(device, dtype)
 
 
 def model_for(X, y, bias=True):
-    model = initial_linear(X.shape[1], y.shape[1], seed=1, dtype=X.dtype)
+    model = initial_linear(X.shape[1], y.shape[1], seed=1, dtype=X.dtype, device=X.device)
     if not bias:
         model.bias = None
     return model
@@ -51,9 +51,9 @@ def plain_loop(model, X, y, optimizer, *, epochs, batch_size=None, seed=None, va
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     losses, validation_losses = [], []
     for _ in range(epochs):
-        batches = [torch.arange(len(X))]
+        batches = [torch.arange(len(X), device=X.device)]
         if batch_size is not None and batch_size < len(X):
-            batches = torch.randperm(len(X), generator=generator).split(batch_size)
+            batches = torch.randperm(len(X), generator=generator).to(X.device).split(batch_size)
         mean = 0.0
         for rows in batches:
 
@@ -76,9 +76,9 @@ def plain_loop(model, X, y, optimizer, *, epochs, batch_size=None, seed=None, va
     [(name, batch_size) for name in optimizer_names() if name != "Muon" for batch_size in (None, 8)]
     + [("SGD", 1), ("SGD", 37), ("SGD", 1000)],
 )
-def test_reference_engine_is_the_plain_loop(name, batch_size):
-    X, y = problem(dtype=torch.float32)
-    validation = problem(rows=11, seed=5, dtype=torch.float32)
+def test_reference_engine_is_the_plain_loop(device, name, batch_size):
+    X, y = problem(device=device, dtype=torch.float32)
+    validation = problem(device=device, rows=11, seed=5, dtype=torch.float32)
     by_hand, model = model_for(X, y), model_for(X, y)
     # `fit` gives every optimizer no weight decay and no momentum unless asked.
     options = {"weight_decay": 0.0} if name == "AdamW" else {}
@@ -112,9 +112,9 @@ def test_reference_engine_is_the_plain_loop(name, batch_size):
     [(name, None) for name in optimizer_names() if name != "Muon"]
     + [(name, 8) for name in optimizer_names() if name not in ("Muon", "LBFGS")],
 )
-def test_engines_agree(name, batch_size, bias):
-    X, y = problem()
-    validation = problem(rows=11, seed=5)
+def test_engines_agree(device, name, batch_size, bias):
+    X, y = problem(device=device)
+    validation = problem(device=device, rows=11, seed=5)
     results, models = {}, {}
     for engine in ENGINES:
         models[engine] = model_for(X, y, bias)
@@ -143,8 +143,8 @@ def test_engines_agree(name, batch_size, bias):
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "optimizer_options": {"nesterov": True}}])
 @pytest.mark.parametrize("batch_size", [None, 8])
-def test_float32_is_as_near_to_float64_as_plain_pytorch_is(batch_size, options):
-    X, y = problem(rows=200, features=20, outputs=1)
+def test_float32_is_as_near_to_float64_as_plain_pytorch_is(device, batch_size, options):
+    X, y = problem(device=device, rows=200, features=20, outputs=1)
     series, weights = {}, {}
     for key, dtype in (("exact", torch.float64), ("autograd", torch.float32), ("reference", torch.float32)):
         model = model_for(X, y).to(dtype)
@@ -157,8 +157,8 @@ def test_float32_is_as_near_to_float64_as_plain_pytorch_is(batch_size, options):
         assert error["autograd"] <= 3 * error["reference"] + 4 * eps * figures["exact"].abs().max()
 
 
-def test_result_describes_the_run():
-    X, y = problem()
+def test_result_describes_the_run(device):
+    X, y = problem(device=device)
     result = fit(model_for(X, y), X, y, lr=0.1, epochs=7)
     assert isinstance(result, FitResult)
     assert (result.engine, result.epochs, result.validation_losses) == ("autograd", 7, None)
@@ -170,8 +170,8 @@ def test_result_describes_the_run():
     assert fit(model, X, y, lr=0.1, epochs=1).losses.tolist() == pytest.approx([before], rel=1e-14)
 
 
-def test_weight_decay_and_momentum_reach_the_optimizer():
-    X, y = problem()
+def test_weight_decay_and_momentum_reach_the_optimizer(device):
+    X, y = problem(device=device)
     by_hand, model = model_for(X, y), model_for(X, y)
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.05, momentum=0.8, weight_decay=0.3, dampening=0.1)
     expected, _ = plain_loop(by_hand, X, y, optimizer, epochs=9)
@@ -183,8 +183,8 @@ def test_weight_decay_and_momentum_reach_the_optimizer():
     assert not torch.equal(fit(model_for(X, y), X, y, lr=0.05, epochs=9, engine="reference").losses, expected)
 
 
-def test_muon_trains_a_layer_without_bias():
-    X, y = problem(dtype=torch.float32)
+def test_muon_trains_a_layer_without_bias(device):
+    X, y = problem(device=device, dtype=torch.float32)
     model = model_for(X, y, bias=False)
     result = fit(model, X, y, lr=0.05, epochs=20, optimizer="muon")
     assert result.losses[-1] < result.losses[0] / 2
@@ -200,8 +200,8 @@ def test_batches_hold_each_row_once(rows, batch_size):
     assert torch.equal(torch.cat([y_batch for _, y_batch in batches]), -seen)
 
 
-def test_seed_decides_the_batches():
-    X, y = problem()
+def test_seed_decides_the_batches(device):
+    X, y = problem(device=device)
 
     def losses(seed):
         return fit(model_for(X, y), X, y, lr=0.1, epochs=3, batch_size=5, seed=seed).losses
@@ -230,12 +230,12 @@ def test_seed_decides_the_batches():
         lambda t: t.T.contiguous().T,
     ],
 )
-def test_what_counts_as_data(convert):
+def test_what_counts_as_data(device, convert):
     X, y = problem(dtype=torch.float32)
     X_given, y_given = convert(X.double()), convert(y.double())
     kept = copy.deepcopy(X_given.detach() if isinstance(X_given, torch.Tensor) else X_given)
-    expected = fit(model_for(X, y), X, y, lr=0.1, epochs=4, engine="reference").losses
-    losses = fit(model_for(X, y), X_given, y_given, lr=0.1, epochs=4, engine="reference").losses
+    expected = fit(model_for(X, y).to(device), X, y, lr=0.1, epochs=4, engine="reference").losses
+    losses = fit(model_for(X, y).to(device), X_given, y_given, lr=0.1, epochs=4, engine="reference").losses
     # A transposed matrix product may round differently.
     assert (losses - expected).abs().max() <= 8 * torch.finfo(torch.float32).eps * expected.max()
     assert bool(
@@ -250,16 +250,20 @@ def test_what_counts_as_data(convert):
         assert X_given.grad is None
 
 
-def test_integers_and_booleans_are_numbers():
+def test_integers_and_booleans_are_numbers(device):
     X = torch.tensor([[0, 1], [1, 1], [2, 0], [3, 1]])
     y = torch.tensor([[True], [False], [True], [True]])
-    expected = fit(initial_linear(2, 1, seed=0), X.float(), y.float(), lr=0.1, epochs=3).losses
-    assert torch.equal(fit(initial_linear(2, 1, seed=0), X, y, lr=0.1, epochs=3).losses, expected)
-    assert torch.equal(fit(initial_linear(2, 1, seed=0), X.numpy(), y.numpy(), lr=0.1, epochs=3).losses, expected)
+
+    def losses(X, y):
+        return fit(initial_linear(2, 1, seed=0, device=device), X, y, lr=0.1, epochs=3).losses
+
+    expected = losses(X.float(), y.float())
+    assert torch.equal(losses(X, y), expected)
+    assert torch.equal(losses(X.numpy(), y.numpy()), expected)
 
 
-def test_frozen_parameters_stay():
-    X, y = problem()
+def test_frozen_parameters_stay(device):
+    X, y = problem(device=device)
     model = model_for(X, y)
     model.bias.requires_grad_(False)
     weight, bias = parameters(model)
@@ -268,8 +272,8 @@ def test_frozen_parameters_stay():
     assert not torch.equal(model.weight, weight)
 
 
-def test_trains_under_no_grad_and_leaves_no_gradients():
-    X, y = problem()
+def test_trains_under_no_grad_and_leaves_no_gradients(device):
+    X, y = problem(device=device)
     model = model_for(X, y)
     with torch.no_grad():
         result = fit(model, X, y, lr=0.1, epochs=5)
@@ -278,15 +282,15 @@ def test_trains_under_no_grad_and_leaves_no_gradients():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_initial_linear_is_that_of_manual_seed_and_leaves_the_global_state():
+def test_initial_linear_is_that_of_manual_seed_and_leaves_the_global_state(device):
     state = torch.get_rng_state()
-    model = initial_linear(4, 3, seed=7)
+    model = initial_linear(4, 3, seed=7, device=device)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(7)
     expected = nn.Linear(4, 3)
     torch.set_rng_state(state)
-    assert torch.equal(model.weight, expected.weight)
-    assert torch.equal(model.bias, expected.bias)
+    assert torch.equal(model.weight.cpu(), expected.weight)
+    assert torch.equal(model.bias.cpu(), expected.bias)
 
 
 X5, y5 = problem(rows=5)
@@ -375,8 +379,8 @@ def test_a_model_that_is_not_finite_is_refused():
 
 
 @pytest.mark.parametrize("engine", ["autograd", "reference"])
-def test_divergence_names_the_epoch_and_leaves_the_last_finite_parameters(engine):
-    X, y = problem(dtype=torch.float32)
+def test_divergence_names_the_epoch_and_leaves_the_last_finite_parameters(device, engine):
+    X, y = problem(device=device, dtype=torch.float32)
     model = model_for(X, y)
     with pytest.raises(
         DivergedError, match=r"fit: the loss became (inf|nan) in epoch \d+ with lr=5, .*lower lr"
@@ -399,8 +403,8 @@ def test_divergence_names_the_epoch_and_leaves_the_last_finite_parameters(engine
     assert (again.epoch, again.lr, str(again)) == (error.epoch, error.lr, str(error))
 
 
-def test_divergence_within_an_epoch_of_mini_batches():
-    X, y = problem(dtype=torch.float32)
+def test_divergence_within_an_epoch_of_mini_batches(device):
+    X, y = problem(device=device, dtype=torch.float32)
     model = model_for(X, y)
     with pytest.raises(DivergedError) as caught:
         fit(model, X, y, lr=5.0, epochs=200, batch_size=4, seed=0)
@@ -411,8 +415,8 @@ def test_divergence_within_an_epoch_of_mini_batches():
     assert any(math.isfinite(F.mse_loss(model(row), target).item()) for row, target in zip(X, y, strict=True))
 
 
-def test_divergence_at_the_first_loss_changes_nothing():
-    X, y = problem(dtype=torch.float32)
+def test_divergence_at_the_first_loss_changes_nothing(device):
+    X, y = problem(device=device, dtype=torch.float32)
     model = model_for(X, y)
     before = parameters(model)
     with pytest.raises(DivergedError, match="in epoch 1 ") as caught:
@@ -421,8 +425,8 @@ def test_divergence_at_the_first_loss_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(model), strict=True))
 
 
-def test_divergence_by_the_last_update_is_found():
-    X, y = problem(dtype=torch.float32)
+def test_divergence_by_the_last_update_is_found(device):
+    X, y = problem(device=device, dtype=torch.float32)
     model = model_for(X, y)
     before = parameters(model)
     with pytest.raises(DivergedError, match="in epoch 1 ") as caught:
@@ -431,8 +435,8 @@ def test_divergence_by_the_last_update_is_found():
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(model), strict=True))
 
 
-def test_divergence_of_the_validation_loss():
-    X, y = problem(dtype=torch.float32)
+def test_divergence_of_the_validation_loss(device):
+    X, y = problem(device=device, dtype=torch.float32)
     model = model_for(X, y)
     before = parameters(model)
     with pytest.raises(DivergedError, match="fit: the validation loss became inf in epoch 1 ") as caught:
@@ -441,8 +445,8 @@ def test_divergence_of_the_validation_loss():
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(model), strict=True))
 
 
-def test_ctrl_c_during_an_update_leaves_a_whole_model(monkeypatch):
-    X, y = problem()
+def test_ctrl_c_during_an_update_leaves_a_whole_model(device, monkeypatch):
+    X, y = problem(device=device)
     steps = []
     step = torch.optim.SGD.step
 
@@ -464,8 +468,8 @@ def test_ctrl_c_during_an_update_leaves_a_whole_model(monkeypatch):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_an_exception_of_progress_ends_the_run():
-    X, y = problem()
+def test_an_exception_of_progress_ends_the_run(device):
+    X, y = problem(device=device)
     model, expected = model_for(X, y), model_for(X, y)
 
     def stop(epoch, loss):
@@ -499,11 +503,11 @@ def test_progress_calls_with_epoch_and_loss():
 
 
 @pytest.mark.parametrize("engine", ["autograd", "reference"])
-def test_autocast_around_fit_changes_nothing(engine):
+def test_autocast_around_fit_changes_nothing(device, engine):
     """Autocast keeps what it has cast: a loop within it would train against the first epoch's parameters."""
-    X, y = torch.randn(50, 3), torch.randn(50, 1)
-    models = [initial_linear(3, 1, seed=0) for _ in range(2)]
+    X, y = torch.randn(50, 3, device=device), torch.randn(50, 1, device=device)
+    models = [initial_linear(3, 1, seed=0, device=device) for _ in range(2)]
     expected = fit(models[0], X, y, lr=0.1, epochs=20, engine=engine).losses
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         losses = fit(models[1], X, y, lr=0.1, epochs=20, engine=engine).losses
     assert torch.equal(losses, expected)

@@ -92,9 +92,9 @@ def test_jvp_and_vjp(problem) -> None:
     assert_same(*both(with_vjp, problem.linear_weight))
 
 
-def test_functional_call() -> None:
-    criterion = LinearMSELoss(3, 2)
-    x, y = torch.randn(5, 3), torch.randn(5, 2)
+def test_functional_call(device: str) -> None:
+    criterion = LinearMSELoss(3, 2, device=device)
+    x, y = torch.randn(5, 3, device=device), torch.randn(5, 2, device=device)
     parameters = dict(criterion.named_parameters())
     gradients = torch.func.grad(lambda p: torch.func.functional_call(criterion, p, (x, y)))(parameters)
     criterion(x, y).backward()
@@ -126,7 +126,8 @@ def test_autocast_leaves_float64_alone(device: str) -> None:
     assert_same(results, problem.results(linear_mse_loss))
 
 
-def test_autocast_runs_the_operator_in_the_autocast_dtype(device: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_runs_the_operator_in_the_autocast_dtype(device: str, dtype: torch.dtype) -> None:
     seen = []
 
     class Record(torch.utils._python_dispatch.TorchDispatchMode):
@@ -136,9 +137,9 @@ def test_autocast_runs_the_operator_in_the_autocast_dtype(device: str) -> None:
             return func(*args, **(kwargs or {}))
 
     problem = make_problem(8, 3, 2, dtype=torch.float32, device=device)
-    with torch.autocast(device, torch.bfloat16), Record():
+    with torch.autocast(device, dtype), Record():
         problem.call(linear_mse_loss)
-    assert seen == [torch.bfloat16, torch.bfloat16, torch.float32]
+    assert seen == [dtype, dtype, torch.float32]
 
 
 @pytest.mark.parametrize("out_features", [1, 32])
@@ -152,6 +153,31 @@ def test_gradient_scaling_of_float16_autocast(device: str, out_features: int) ->
         plain = problem.results(linear_mse_loss, upstream=1.0)
     for name in ("linear_weight", "linear_bias"):
         torch.testing.assert_close(scaled[name] / 2**16, plain[name], rtol=4e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("out_features", [1, 32])
+def test_training_with_a_gradient_scaler(device: str, out_features: int) -> None:
+    """A step that overflows is left out and the scale halved; the others are eager's but for float16's rounding."""
+    x, y = torch.randn(64, 5, device=device), torch.randn(64, out_features, device=device)
+    start = torch.randn(out_features, 5, device=device)
+    weights = []
+    for operator in (linear_mse_loss, reference.linear_mse_loss):
+        w = start.clone().requires_grad_()
+        optimizer = torch.optim.SGD([w], lr=0.1)
+        scaler = torch.amp.GradScaler(device, init_scale=2.0**12)
+        for overflows in (False, False, True, False):
+            before = w.detach().clone()
+            with torch.autocast(device, torch.float16):
+                loss = operator(x * 1e6 if overflows else x, w, y)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            assert torch.equal(w, before) == overflows
+        assert scaler.get_scale() == 2.0**11
+        weights.append(w.detach())
+    torch.testing.assert_close(*weights, rtol=4e-3, atol=4e-3)
+    assert not torch.equal(weights[0], start)
 
 
 # torch.compile, torch.export
@@ -179,11 +205,12 @@ def test_compile_fullgraph(device: str, backend: str, dynamic: bool, dtype: torc
         assert counter["stats"]["unique_graphs"] == 1
 
 
-def test_compile_a_whole_training_step() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile_a_whole_training_step(device: str, backend: str) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
-    x, y = torch.randn(64, 5), torch.randn(64, 2)
-    criteria = [LinearMSELoss(5, 2), LinearMSELoss(5, 2)]
+    x, y = torch.randn(64, 5, device=device), torch.randn(64, 2, device=device)
+    criteria = [LinearMSELoss(5, 2, device=device) for _ in range(2)]
     criteria[1].load_state_dict(criteria[0].state_dict())
     optimizers = [torch.optim.SGD(criterion.parameters(), lr=0.1) for criterion in criteria]
 
@@ -194,40 +221,39 @@ def test_compile_a_whole_training_step() -> None:
         optimizer.step()
         return loss.detach()
 
-    compiled = torch.compile(train, backend="aot_eager")
+    compiled = torch.compile(train, backend=backend)
     for _ in range(5):
         assert_same(compiled(criteria[0], optimizers[0]), train(criteria[1], optimizers[1]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_compiled_autograd(dtype: torch.dtype) -> None:
+def test_compiled_autograd(device: str, dtype: torch.dtype) -> None:
     from torch._dynamo import compiled_autograd
 
     torch._dynamo.reset()
     for rows in (5, 8, 11):
-        problem = make_problem(rows, 3, 2, dtype=dtype)
+        problem = make_problem(rows, 3, 2, dtype=dtype, device=device)
         expected = problem.results(linear_mse_loss, 0.3)
         with compiled_autograd._enable(lambda graph: torch.compile(graph, backend="eager", fullgraph=True)):
             assert_same(problem.results(linear_mse_loss, 0.3), expected)
 
 
-def test_export_and_run_again(tmp_path) -> None:
-    criterion = LinearMSELoss(3, 2)
+def test_export_and_run_again(device: str, tmp_path) -> None:
+    criterion = LinearMSELoss(3, 2, device=device)
+    x, y = torch.randn(5, 3, device=device), torch.randn(5, 2, device=device)
     rows = torch.export.Dim("rows", min=2)
-    program = torch.export.export(
-        criterion, (torch.randn(5, 3), torch.randn(5, 2)), dynamic_shapes=({0: rows}, {0: rows})
-    )
+    program = torch.export.export(criterion, (x, y), dynamic_shapes=({0: rows}, {0: rows}))
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert "torchintro.linear_mse_loss.default" in targets
     torch.export.save(program, tmp_path / "criterion.pt2")
     loaded = torch.export.load(tmp_path / "criterion.pt2").module()
     for count in (2, 7):
-        x, y = torch.randn(count, 3), torch.randn(count, 2)
+        x, y = torch.randn(count, 3, device=device), torch.randn(count, 2, device=device)
         assert_same(loaded(x, y), criterion(x, y))
 
 
 @pytest.mark.slow
-def test_ahead_of_time_compiled_package(tmp_path) -> None:
+def test_ahead_of_time_compiled_package(device: str, tmp_path) -> None:
     """AOTInductor: both operators end up in a package that runs without Python's tracing."""
 
     class Step(torch.nn.Module):
@@ -237,7 +263,7 @@ def test_ahead_of_time_compiled_package(tmp_path) -> None:
             )
             return loss + linear_mse_loss(x, w, t), gradient
 
-    arguments = (torch.randn(6, 3), torch.randn(2, 3), torch.randn(6, 2))
+    arguments = tuple(torch.randn(shape, device=device) for shape in ((6, 3), (2, 3), (6, 2)))
     program = torch.export.export(Step(), arguments)
     path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "step.pt2"))
     assert_same(torch._inductor.aoti_load_package(path)(*arguments), Step()(*arguments))
@@ -293,21 +319,21 @@ def test_torchscript(problem) -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_torchscript_module_saved_and_loaded(reduction: str, bias: bool) -> None:
-    criterion = LinearMSELoss(3, 2, bias=bias, reduction=reduction)
+def test_torchscript_module_saved_and_loaded(device: str, reduction: str, bias: bool) -> None:
+    criterion = LinearMSELoss(3, 2, bias=bias, reduction=reduction, device=device)
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(criterion), buffer)
     buffer.seek(0)
     loaded = torch.jit.load(buffer)
-    x, y, weight = torch.randn(5, 3), torch.randn(5, 2), torch.rand(5)
+    x, y, weight = (torch.rand(shape, device=device) for shape in ((5, 3), (5, 2), (5,)))
     assert_same(loaded(x, y), criterion(x, y))
     assert_same(loaded(x, y, weight), criterion(x, y, weight))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_torchscript_trace() -> None:
-    criterion = LinearMSELoss(3, 2)
-    x, y = torch.randn(5, 3), torch.randn(5, 2)
+def test_torchscript_trace(device: str) -> None:
+    criterion = LinearMSELoss(3, 2, device=device)
+    x, y = torch.randn(5, 3, device=device), torch.randn(5, 2, device=device)
     traced = torch.jit.trace(criterion, (x, y))
     assert_same(traced(x * 2, y), criterion(x * 2, y))
 
@@ -316,9 +342,9 @@ def test_torchscript_trace() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_meta_tensors(reduction: str) -> None:
+def test_meta_tensors(device: str, reduction: str) -> None:
     problem = make_problem(
-        (4, 5), 3, 2, weight="row", reduction=reduction, dtype=torch.bfloat16, target_dtype=torch.float32
+        (4, 5), 3, 2, weight="row", reduction=reduction, dtype=torch.bfloat16, target_dtype=torch.float32, device=device
     )
     results, shapes = problem.results(linear_mse_loss), problem.map(lambda t: t.to("meta")).results(linear_mse_loss)
     assert results.keys() == shapes.keys()
@@ -370,11 +396,11 @@ def test_compiled_tensor_subclass(problem) -> None:
     assert_same(ours.b, expected.b)
 
 
-def test_parameters_shared_with_an_existing_head() -> None:
-    head = torch.nn.Linear(3, 2)
+def test_parameters_shared_with_an_existing_head(device: str) -> None:
+    head = torch.nn.Linear(3, 2, device=device)
     criterion = LinearMSELoss.from_linear(head)
     assert criterion.linear is head
-    x, y = torch.randn(5, 3), torch.randn(5, 2)
+    x, y = torch.randn(5, 3, device=device), torch.randn(5, 2, device=device)
     criterion(x, y).backward()
     ours = [parameter.grad.clone() for parameter in head.parameters()]
     head.zero_grad()

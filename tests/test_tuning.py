@@ -44,14 +44,15 @@ def test_importing_the_package_loads_no_extra_package():
     assert result.stdout == "[]\n"
 
 
-def test_every_trial_is_fit_from_the_same_start():
+def test_every_trial_is_fit_from_the_same_start(device):
+    X, y = DATA.X.to(device), DATA.y.to(device)
     study = tune(X, y, n_trials=4, epochs=7, seed=5, batch_size=16, optimizer="adam", weight_decay=0.01)
     assert study.direction == optuna.study.StudyDirection.MINIMIZE
     assert len(set(lrs(study))) == 4
     for trial in study.trials:
         assert 1e-4 <= trial.params["lr"] <= 1e-1
         assert trial.distributions["lr"].log
-        model = initial_linear(1, 1, seed=5)
+        model = initial_linear(1, 1, seed=5, device=device)
         options = {"batch_size": 16, "optimizer": "adam", "weight_decay": 0.01, "seed": 5}
         result = fit(model, X, y, lr=trial.params["lr"], epochs=7, **options)
         assert trial.value == result.losses[-1].item()
@@ -62,20 +63,22 @@ def test_every_trial_is_fit_from_the_same_start():
     assert best_lr(study) == study.best_params["lr"] == min(study.trials, key=lambda trial: trial.value).params["lr"]
 
 
-def test_validation_pair_is_the_objective():
+def test_validation_pair_is_the_objective(device):
     train, held_out = split(DATA, 0.25, seed=1)
-    study = tune(train.X.numpy(), train.y, n_trials=2, epochs=7, seed=5, validation=(held_out.X, held_out.y.numpy()))
+    X = train.X.numpy() if device == "cpu" else train.X.to(device)  # the others are moved to where X is
+    study = tune(X, train.y, n_trials=2, epochs=7, seed=5, validation=(held_out.X, held_out.y.numpy()))
     for trial in study.trials:
-        model = initial_linear(1, 1, seed=5)
+        model = initial_linear(1, 1, seed=5, device=device)
         lr = trial.params["lr"]
         result = fit(model, train.X, train.y, lr=lr, epochs=7, validation=(held_out.X, held_out.y))
         assert trial.value == result.validation_losses[-1].item()
         assert trial.user_attrs["train_loss"] == result.losses[-1].item()
 
 
-def test_validation_fraction_is_split():
+def test_validation_fraction_is_split(device):
+    X, y = DATA.X.to(device), DATA.y.to(device)
     train, held_out = split(DATA, 0.25, seed=5)
-    expected = tune(train.X, train.y, n_trials=2, epochs=7, seed=5, validation=(held_out.X, held_out.y))
+    expected = tune(train.X.to(device), train.y, n_trials=2, epochs=7, seed=5, validation=(held_out.X, held_out.y))
     study = tune(X, y, n_trials=2, epochs=7, seed=5, validation=0.25)
     assert [trial.value for trial in study.trials] == [trial.value for trial in expected.trials]
 
@@ -92,15 +95,17 @@ def test_seed_decides_everything():
     assert values(None) != values(None)
 
 
-def test_float64_data_trains_a_float64_model():
+def test_float64_data_trains_a_float64_model(device):
+    X, y = DATA.X.to(device), DATA.y.to(device)
     study = tune(X.double(), y.double(), n_trials=1, epochs=3, seed=5)
-    model = initial_linear(1, 1, seed=5, dtype=torch.float64)
+    model = initial_linear(1, 1, seed=5, dtype=torch.float64, device=device)
     result = fit(model, X.double(), y.double(), lr=study.trials[0].params["lr"], epochs=3)
     assert study.trials[0].value == result.losses[-1].item()
 
 
 @pytest.mark.parametrize("in_file", [False, True])
-def test_divergence_is_recorded_and_the_study_goes_on(tmp_path, in_file):
+def test_divergence_is_recorded_and_the_study_goes_on(device, tmp_path, in_file):
+    X, y = DATA.X.to(device), DATA.y.to(device)
     storage = f"sqlite:///{tmp_path}/study.db" if in_file else None
     options = {"n_trials": 15, "epochs": 60, "lr": (1e-2, 100.0), "seed": 0, "benchmark": True, "study_name": "wide"}
     study = tune(X, y, storage=storage, **options)
@@ -120,7 +125,7 @@ def test_divergence_is_recorded_and_the_study_goes_on(tmp_path, in_file):
             continue
         assert trial.value == trial.user_attrs["train_loss"] == math.inf
         with pytest.raises(torchintro.DivergedError, match=f"in epoch {trial.user_attrs['diverged_epoch']} ") as caught:
-            fit(initial_linear(1, 1, seed=0), X, y, lr=lr, epochs=60)
+            fit(initial_linear(1, 1, seed=0, device=device), X, y, lr=lr, epochs=60)
         assert caught.value.lr == lr
     assert best_lr(study) < 2
     assert math.isfinite(study.best_value)
@@ -143,7 +148,8 @@ def test_any_sampler(sampler):
     assert len(lrs(study)) == 3
 
 
-def test_a_study_goes_on_where_it_was(tmp_path):
+def test_a_study_goes_on_where_it_was(device, tmp_path):
+    X, y = DATA.X.to(device), DATA.y.to(device)
     options = {"epochs": 3, "storage": f"sqlite:///{tmp_path}/study.db", "study_name": "s", "seed": 0}
     first = lrs(tune(X, y, n_trials=3, **options))
     study = tune(X, y, n_trials=8, **options)
@@ -314,7 +320,8 @@ def test_bad_calls(arguments, error, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_study_of_other_rows_is_refused(tmp_path):
+def test_a_study_of_other_rows_is_refused(device, tmp_path):
+    X, y = DATA.X.to(device), DATA.y.to(device)
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     tune(X, y, n_trials=1, epochs=1, storage=storage, study_name="s")
     tune(X, y, n_trials=2, epochs=1, storage=storage, study_name="s")
