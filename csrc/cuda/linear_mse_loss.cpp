@@ -10,6 +10,7 @@
 #include "loss_per_element.h"
 #include "problem.h"
 
+#include <ATen/cuda/CUDAContextLight.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -84,6 +85,7 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) 
   call.weight_gradient_factor = p.weight_gradient_factor;
   call.target_gradient_factor = p.target_gradient_factor;
   call.input_gradient_factor = p.input_gradient_factor;
+  call.multiprocessors = at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
   call.loss = output_pointer(loss);
   call.grad_input = output_pointer(gradients[kInput]);
   call.grad_linear_weight = output_pointer(gradients[kLinearWeight]);

@@ -33,6 +33,8 @@ struct FewOutputsCall {
   double target_gradient_factor;
   double input_gradient_factor;
 
+  int multiprocessors; // of the device: they size the grid
+
   // Results: contiguous; a null gradient is not computed.
   void* loss; // ()
   void* grad_input; // (N, D)
