@@ -1,6 +1,6 @@
 // Few outputs: a first stage of one of three kinds, and a second that adds up its partial sums.
 //
-//   tiles.cu      bfloat16, 3 to 16 outputs, rows of up to 2048 features in packs: tensor cores; X read once
+//   tiles.cu      bfloat16, 3 to 16 outputs, rows of 32 to 1024 features in packs: tensor cores; X read once
 //   rows.cu       rows whose sums the registers of a block hold: X read once
 //   long_rows.cu  everything longer: X read once from memory, and once more from the second-level cache
 //

@@ -22,11 +22,19 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kOwn = 4; // the most values of g that a thread works out in a pass
-constexpr int kRegisters = 32; // for a thread's share of W, and as many for its sums of g' X
+constexpr int kSumRegisters = 32; // for a thread's sums of g' X, unless a single pack has more
+constexpr int kWeightRegisters = 16; // for its share of W; where that is more, it is read anew, from the first-level cache
+
+// How X, W and dX are accessed.
+enum class Access {
+  Wide, // in packs, several of each row in a thread
+  Narrow, // in packs, one of each row in a thread: for rows that are too short for more
+  Elements, // one by one: rows of any alignment and any strides
+};
 
 // How many elements of X a thread holds, and how. All of it follows from the dtype, from O' (out_features rounded up to a
-// power of two) and from whether rows are long enough to give each thread more than one pack.
-template <typename Dtype, int kOutputsUp, bool kWide>
+// power of two) and from the access. Without packs in memory, a pack is as many elements.
+template <typename Dtype, int kOutputsUp, Access kAccess>
 struct Shape {
   using T = Dtype;
   using Acc = Accumulator<T>;
@@ -35,14 +43,17 @@ struct Shape {
   static constexpr int kPackBytes = sizeof(T) == 2 && kOutputs >= 8 ? 8 : 16;
   static constexpr int kPack = kPackBytes / static_cast<int>(sizeof(T)); // elements
   static constexpr int kPackRegisters = kPack * static_cast<int>(sizeof(Acc)) / 4;
-  static constexpr int kMostPacks =
-      std::clamp(kRegisters / (kPackRegisters * kOutputs), 1, 16 / kPackRegisters); // at most 16 elements' registers
-  static constexpr int kPacks = kWide ? kMostPacks : 1;
+  static constexpr bool kPacked = kAccess != Access::Elements;
+  static constexpr bool kWide = kAccess == Access::Wide;
+  static constexpr int kPacks =
+      kWide ? std::clamp(kSumRegisters / (kPackRegisters * kOutputs), 1, 16 / kPackRegisters) : 1;
   static constexpr int kRows = !kWide ? std::clamp(8 / kOutputs, 1, 4) : kPacks == 4 || kOutputs == 16 ? 2 : 4;
   static constexpr int kElements = kPacks * kPack; // of a row, in a thread
   static constexpr int kValues = kRows * kOutputs; // of g, in a group of lanes and a pass
   static constexpr int kLeastLanes = std::max(1, kValues / kOwn);
-  static constexpr bool kWeightInRegisters = kOutputs * kPacks * kPackRegisters <= kRegisters;
+  // Two blocks a multiprocessor leave a thread 128 registers, which is too few for these.
+  static constexpr int kLeastBlocks = kOutputs == 16 || (sizeof(Acc) == 8 && kOutputs > 1) || !kPacked ? 1 : 2;
+  static constexpr bool kWeightInRegisters = kOutputs * kPacks * kPackRegisters <= kWeightRegisters;
   // Enough copies under way: two blocks of 64 KB a multiprocessor, of which half is being computed with.
   static constexpr int kStageBytes = kThreads * kRows * kPacks * kPackBytes;
   static constexpr int kStages = kStageBytes >= 32 << 10 ? 2 : 4;
@@ -51,41 +62,40 @@ struct Shape {
 };
 
 struct Plan {
-  bool packed; // whether X, W and dX are accessed in packs; else element by element
   int lanes; // threads along a row, a power of two up to kThreads
   int64_t passes; // of the grid: kThreads / lanes * kRows rows each
   int64_t blocks;
 };
 
 // The column of element v of a thread's pack c. Neighbouring threads access neighbouring memory either way.
-template <int kPack>
-__device__ int64_t column_of(const Plan& plan, int lane, int c, int v) {
-  return plan.packed ? int64_t{c * plan.lanes + lane} * kPack + v : int64_t{c * kPack + v} * plan.lanes + lane;
+template <typename S>
+__device__ int column_of(int lanes, int lane, int c, int v) {
+  return S::kPacked ? (c * lanes + lane) * S::kPack + v : (c * S::kPack + v) * lanes + lane;
 }
 
 // Begins to copy the thread's packs of a row to its own places in shared memory: no other thread reads them, and so no
 // barrier is needed. Zeros beyond the last column, and for rows that do not exist.
 template <typename S>
-__device__ void copy_row(const FewOutputsCall& call, const Plan& plan, int lane, int64_t row, char* places) {
+__device__ void copy_row(const FewOutputsCall& call, int lanes, int lane, int64_t row, char* places) {
   using T = typename S::T;
   const T* __restrict__ source = static_cast<const T*>(call.input.data) + row * call.input.row_stride;
+  const int columns = row < call.rows ? static_cast<int>(call.in_features) : 0;
 #pragma unroll
   for (int c = 0; c < S::kPacks; ++c) {
     char* place = places + c * kThreads * S::kPackBytes;
-    if (plan.packed) {
-      const int64_t column = column_of<S::kPack>(plan, lane, c, 0);
-      copy_async<S::kPackBytes>(place, source + column, row < call.rows && column < call.in_features);
-      continue;
-    }
+    if constexpr (S::kPacked) {
+      const int column = column_of<S>(lanes, lane, c, 0);
+      copy_async<S::kPackBytes>(place, source + column, column < columns);
+    } else {
 #pragma unroll
-    for (int v = 0; v < S::kPack; ++v) {
-      const int64_t column = column_of<S::kPack>(plan, lane, c, v);
-      const bool present = row < call.rows && column < call.in_features;
-      T* element = reinterpret_cast<T*>(place) + v;
-      if constexpr (sizeof(T) >= 4) {
-        copy_async<sizeof(T)>(element, source + column * call.input.column_stride, present);
-      } else { // copies in the background begin with 4 bytes
-        *element = present ? source[column * call.input.column_stride] : narrow<T>(0.0f);
+      for (int v = 0; v < S::kPack; ++v) {
+        const int column = column_of<S>(lanes, lane, c, v);
+        T* element = reinterpret_cast<T*>(place) + v;
+        if constexpr (sizeof(T) >= 4) {
+          copy_async<sizeof(T)>(element, source + column * call.input.column_stride, column < columns);
+        } else { // copies in the background begin with 4 bytes
+          *element = column < columns ? source[column * call.input.column_stride] : narrow<T>(0.0f);
+        }
       }
     }
   }
@@ -94,24 +104,26 @@ __device__ void copy_row(const FewOutputsCall& call, const Plan& plan, int lane,
 // W[o, ...] of the thread's pack c; zeros beyond the last column and output.
 template <typename S>
 __device__ void load_weight(
-    const FewOutputsCall& call,
-    const Plan& plan,
-    int lane,
-    int o,
-    int c,
-    typename S::Acc (&values)[S::kPack]) {
+    const FewOutputsCall& call, int lanes, int lane, int o, int c, typename S::Acc (&values)[S::kPack]) {
   using T = typename S::T;
-  const T* __restrict__ source = static_cast<const T*>(call.linear_weight) + o * call.in_features;
-  const int64_t first = column_of<S::kPack>(plan, lane, c, 0);
-  if (plan.packed && o < call.out_features && first < call.in_features) {
-    load_pack(source + first, values);
-    return;
-  }
+  const int columns = o < call.out_features ? static_cast<int>(call.in_features) : 0;
+  const T* __restrict__ source = static_cast<const T*>(call.linear_weight) + o * static_cast<int>(call.in_features);
+  if constexpr (S::kPacked) {
+    const int column = column_of<S>(lanes, lane, c, 0);
+    if (column < columns) {
+      load_pack(source + column, values);
+    } else {
 #pragma unroll
-  for (int v = 0; v < S::kPack; ++v) {
-    const int64_t column = column_of<S::kPack>(plan, lane, c, v);
-    const bool present = !plan.packed && o < call.out_features && column < call.in_features;
-    values[v] = present ? widen(source[column]) : typename S::Acc(0);
+      for (int v = 0; v < S::kPack; ++v) {
+        values[v] = 0;
+      }
+    }
+  } else {
+#pragma unroll
+    for (int v = 0; v < S::kPack; ++v) {
+      const int column = column_of<S>(lanes, lane, c, v);
+      values[v] = column < columns ? widen(source[column]) : typename S::Acc(0);
+    }
   }
 }
 
@@ -147,7 +159,6 @@ struct Owned {
   int count; // 0 for threads whose values another one has too
   int first; // value i is that of row (first + i) / O' of the pass and of output (first + i) % O'
   Acc target[kOwn];
-  Acc weight[kOwn];
 
   __device__ void load(const FewOutputsCall& call, int64_t first_row, int groups) {
 #pragma unroll
@@ -156,8 +167,6 @@ struct Owned {
       const int o = (first + i) % S::kOutputs;
       if (i < count && row < call.rows && o < call.out_features) {
         target[i] = target_element<typename S::T>(call, call.target, row, o);
-        weight[i] =
-            call.weight.data == nullptr ? Acc(1) : target_element<typename S::T>(call, call.weight, row, o);
       }
     }
   }
@@ -170,7 +179,7 @@ struct Owned {
 //   over its warps in order. g' X in the accumulator type over at most kMostTerms rows of a thread, then over the groups of a
 //   warp in a tree and over the warps in order. The loss in double. Fixed order for a given number of multiprocessors.
 template <typename S>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, S::kLeastBlocks)
     rows_kernel(const FewOutputsCall call, const Plan plan, double* sums, void* weight_sums) {
   using T = typename S::T;
   using Acc = typename S::Acc;
@@ -179,6 +188,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kPack = S::kPack;
   constexpr int kValues = S::kValues;
   __shared__ __align__(16) Acc g_of_warp[kWarps][32 * kOwn]; // [group][value]
+  __shared__ Acc bias[kOutputs];
   __shared__ Acc share_of_warp[2][kWarps][kValues]; // p of rows that several warps work on; in turn
   char* memory = dynamic_shared<char>(); // [stage][row][pack][thread]
 
@@ -203,14 +213,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int sharers = max(warp_lanes / kValues, 1);
   own.count = warp_lane % sharers == 0 ? max(kValues / warp_lanes, 1) : 0;
   own.first = warp_lane / sharers * max(kValues / warp_lanes, 1);
-  Acc bias[kOwn];
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    const int o = (own.first + i) % kOutputs;
-    bias[i] = call.linear_bias == nullptr || o >= call.out_features
+  if (thread < kOutputs) {
+    bias[thread] = call.linear_bias == nullptr || thread >= call.out_features
         ? Acc(0)
-        : widen(static_cast<const T*>(call.linear_bias)[o]);
+        : widen(static_cast<const T*>(call.linear_bias)[thread]);
   }
+  __syncthreads();
 
   Acc w[S::kWeightInRegisters ? kOutputs : 1][S::kPacks][kPack];
   if constexpr (S::kWeightInRegisters) {
@@ -218,7 +226,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int o = 0; o < kOutputs; ++o) {
 #pragma unroll
       for (int c = 0; c < S::kPacks; ++c) {
-        load_weight<S>(call, plan, lane, o, c, w[o][c]);
+        load_weight<S>(call, plan.lanes, lane, o, c, w[o][c]);
       }
     }
   }
@@ -229,24 +237,26 @@ __global__ void __launch_bounds__(kThreads, 2)
         values[v] = w[o][c][v];
       }
     } else {
-      load_weight<S>(call, plan, lane, o, c, values);
+      load_weight<S>(call, plan.lanes, lane, o, c, values);
     }
   };
 
-  const auto place_of = [&](int64_t pass, int r, int c) {
-    const int stage = static_cast<int>((pass - first_pass) % S::kStages);
+  const int passes = static_cast<int>(end_pass - first_pass);
+  const auto place_of = [&](int pass, int r, int c) {
+    const int stage = pass % S::kStages;
     return memory + (((stage * kRows + r) * S::kPacks + c) * kThreads + thread) * S::kPackBytes;
   };
-  const auto copy_pass = [&](int64_t pass) {
-    if (pass < end_pass) {
+  const auto copy_pass = [&](int pass) {
+    if (pass < passes) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        copy_row<S>(call, plan, lane, pass * rows_per_pass + r * groups + group, place_of(pass, r, 0));
+        const int64_t row = (first_pass + pass) * rows_per_pass + r * groups + group;
+        copy_row<S>(call, plan.lanes, lane, row, place_of(pass, r, 0));
       }
     }
     copy_async_commit();
   };
-  const auto load_x = [&](int64_t pass, int r, int c, Acc(&x)[kPack]) {
+  const auto load_x = [&](int pass, int r, int c, Acc(&x)[kPack]) {
     load_pack(reinterpret_cast<const T*>(place_of(pass, r, c)), x);
   };
 
@@ -256,11 +266,11 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 #pragma unroll
   for (int stage = 0; stage < S::kStages; ++stage) {
-    copy_pass(first_pass + stage);
+    copy_pass(stage);
   }
   own.load(call, first_pass * rows_per_pass + group, groups);
-  for (int64_t pass = first_pass; pass < end_pass; ++pass) {
-    const int64_t first_row = pass * rows_per_pass + group;
+  for (int pass = 0; pass < passes; ++pass) {
+    const int64_t first_row = (first_pass + pass) * rows_per_pass + group;
     copy_async_wait<S::kStages - 1>();
 
     Acc p[kValues] = {};
@@ -305,33 +315,33 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
 
-    const Owned<S> now = own;
-    if (pass + 1 < end_pass) {
-      own.load(call, first_row + rows_per_pass, groups); // while this pass goes on
-    }
     Acc* g_of_group = g_of_warp[warp] + thread % 32 / warp_lanes * kValues;
     __syncwarp(); // the pass before has read it
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      if (i < kValues && i < now.count) {
-        const int64_t row = first_row + (now.first + i) / kOutputs * groups;
-        const int o = (now.first + i) % kOutputs;
+      if (i < kValues && i < own.count) {
+        const int64_t row = first_row + (own.first + i) / kOutputs * groups;
+        const int o = (own.first + i) % kOutputs;
         Acc g = 0;
         if (row < call.rows && o < call.out_features) {
-          const Acc r = p[i] + bias[i] - now.target[i];
-          g = scale * now.weight[i] * r;
+          const Acc r = p[i] + bias[o] - own.target[i];
+          const Acc v = call.weight.data == nullptr ? Acc(1) : target_element<T>(call, call.weight, row, o);
+          g = scale * v * r;
           if (counts) {
-            loss += static_cast<double>(now.weight[i]) * r * r;
+            loss += static_cast<double>(v) * r * r;
             g_sums[i] += g;
             if (call.grad_target != nullptr) {
               store_target_gradient<T>(call, row, o, static_cast<Acc>(call.target_gradient_factor) * g);
             }
           }
         }
-        g_of_group[now.first + i] = g;
+        g_of_group[own.first + i] = g;
       }
     }
     __syncwarp();
+    if (pass + 1 < passes) {
+      own.load(call, first_row + rows_per_pass, groups); // while this pass goes on
+    }
 
     if (wants_weight || wants_input) {
       constexpr int kLoad = std::min(kValues, 16 / static_cast<int>(sizeof(Acc)));
@@ -388,16 +398,19 @@ __global__ void __launch_bounds__(kThreads, 2)
                 gradient[r][v] *= factor;
               }
               T* destination = static_cast<T*>(call.grad_input) + row * call.in_features;
-              if (!plan.packed) {
+              if constexpr (S::kPacked) {
+                const int column = column_of<S>(plan.lanes, lane, c, 0);
+                if (column < call.in_features) {
+                  store_pack(destination + column, gradient[r]);
+                }
+              } else {
 #pragma unroll
                 for (int v = 0; v < kPack; ++v) {
-                  const int64_t column = column_of<kPack>(plan, lane, c, v);
+                  const int column = column_of<S>(plan.lanes, lane, c, v);
                   if (column < call.in_features) {
                     destination[column] = narrow<T>(gradient[r][v]);
                   }
                 }
-              } else if (const int64_t column = column_of<kPack>(plan, lane, c, 0); column < call.in_features) {
-                store_pack(destination + column, gradient[r]);
               }
             }
           }
@@ -458,11 +471,9 @@ __global__ void __launch_bounds__(kThreads, 2)
         }
       }
       __syncthreads();
-      for (int64_t column = thread; column < call.in_features; column += kThreads) {
-        const int64_t pack = plan.packed ? column / kPack : column / plan.lanes;
-        const int element = static_cast<int>(
-            plan.packed ? pack / plan.lanes * kPack + column % kPack : pack);
-        const int owner = static_cast<int>(plan.packed ? pack % plan.lanes : column % plan.lanes);
+      for (int column = thread; column < call.in_features; column += kThreads) {
+        const int element = S::kPacked ? column / kPack / plan.lanes * kPack + column % kPack : column / plan.lanes;
+        const int owner = S::kPacked ? column / kPack % plan.lanes : column % plan.lanes;
         double total = 0;
         for (int k = owner; k < kThreads; k += max(plan.lanes, 32)) {
           total += share[element * kThreads + k];
@@ -476,27 +487,26 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <typename S>
 Plan plan_for(const FewOutputsCall& call) {
   Plan plan{};
-  plan.packed = call.in_features % S::kPack == 0 && call.input.column_stride == 1 &&
-      call.input.row_stride % S::kPack == 0 && is_aligned(call.input.data, S::kPackBytes) &&
-      is_aligned(call.linear_weight, S::kPackBytes) && is_aligned(call.grad_input, S::kPackBytes);
   plan.lanes = std::max(S::kLeastLanes, power_of_two_from(divide_up(call.in_features, S::kElements), kThreads));
-  const int64_t rows_per_pass = int64_t{kThreads / plan.lanes} * S::kRows;
-  plan.passes = divide_up(call.rows, rows_per_pass);
+  plan.passes = divide_up(call.rows, int64_t{kThreads / plan.lanes} * S::kRows);
   plan.blocks = grid_blocks(plan.passes, S::kRows, call.multiprocessors);
   return plan;
-}
-
-// Whether rows are long enough for the wide shape: for all packs of a thread, and for as many lanes as it needs at least.
-template <typename T, int kOutputs>
-bool is_wide(const FewOutputsCall& call) {
-  using S = Shape<T, kOutputs, true>;
-  return call.in_features > S::kPack * (S::kPacks - 1) && call.in_features > S::kElements * S::kLeastLanes / 2;
 }
 
 // Calls use(Shape) for the shape of a call.
 template <typename T, int kOutputs, typename Use>
 auto with_shape(const FewOutputsCall& call, Use use) {
-  return is_wide<T, kOutputs>(call) ? use(Shape<T, kOutputs, true>{}) : use(Shape<T, kOutputs, false>{});
+  using Wide = Shape<T, kOutputs, Access::Wide>;
+  const bool packed = call.in_features % Wide::kPack == 0 && call.input.column_stride == 1 &&
+      call.input.row_stride % Wide::kPack == 0 && is_aligned(call.input.data, Wide::kPackBytes) &&
+      is_aligned(call.linear_weight, Wide::kPackBytes) && is_aligned(call.grad_input, Wide::kPackBytes);
+  if (!packed) {
+    return use(Shape<T, kOutputs, Access::Elements>{});
+  }
+  // Long enough for all packs of a thread, and for as many lanes as there must be at least.
+  const bool wide = call.in_features > Wide::kPack * (Wide::kPacks - 1) &&
+      call.in_features > Wide::kElements * Wide::kLeastLanes / 2;
+  return wide ? use(Wide{}) : use(Shape<T, kOutputs, Access::Narrow>{});
 }
 
 template <typename T, typename Use>
