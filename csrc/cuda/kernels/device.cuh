@@ -82,10 +82,11 @@ __device__ inline uint32_t transpose_matrix(uint32_t part) {
 // b (16 x 8, parts of its transposed halves, upper and lower). c (16 x 8): row `group` in c[0] and c[1], columns 2 t and
 // 2 t + 1; row group + 8 in c[2] and c[3].
 __device__ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-               "{%0, %1, %2, %3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // Two numbers rounded to bfloat16, `low` in the lower half.
@@ -93,6 +94,11 @@ __device__ inline uint32_t pack_bfloat16(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
+}
+
+// Lets the compiler know nothing of a value, so that it computes what follows from it anew.
+__device__ inline void forget_origin(int& value) {
+  asm volatile("" : "+r"(value));
 }
 
 // Enqueues a kernel with a grid of `blocks` blocks; the arguments are converted to the kernel's parameters.

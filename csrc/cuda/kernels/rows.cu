@@ -23,7 +23,8 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kOwn = 4; // the most values of g that a thread works out in a pass
 constexpr int kSumRegisters = 32; // for a thread's sums of g' X, unless a single pack has more
-constexpr int kWeightRegisters = 16; // for its share of W; where that is more, it is read anew, from the first-level cache
+constexpr int kWeightRegisters =
+    16; // for its share of W; where that is more, it is read anew, from the first-level cache
 
 // How X, W and dX are accessed.
 enum class Access {
@@ -40,7 +41,7 @@ struct Shape {
   using Acc = Accumulator<T>;
   static constexpr int kOutputs = kOutputsUp;
   // With 16-bit elements and many outputs a pack of 16 bytes would have more sums than there are registers.
-  static constexpr int kPackBytes = sizeof(T) == 2 && kOutputs >= 8 ? 8 : 16;
+  static constexpr int kPackBytes = sizeof(T) == 2 && kOutputs >= 4 ? 8 : 16;
   static constexpr int kPack = kPackBytes / static_cast<int>(sizeof(T)); // elements
   static constexpr int kPackRegisters = kPack * static_cast<int>(sizeof(Acc)) / 4;
   static constexpr bool kPacked = kAccess != Access::Elements;
@@ -131,24 +132,26 @@ __device__ void load_weight(
 // half of them and gives the other half away, kValues - 1 exchanges for kValues sums. Thread `lane` is left with
 // max(1, kValues / lanes) sums, from number `first` on, in the first places; with more lanes than values several threads
 // have the same.
-template <typename Acc, int kValues>
-__device__ void sum_over_lanes(Acc (&values)[kValues], int lanes, int lane) {
-  int offset = lanes / 2;
-#pragma unroll
-  for (int half = kValues / 2; half > 0; half /= 2) {
+// (A recursion: as a loop over kHalf, the compiler leaves the inner loop one, and puts the values in memory.)
+template <int kHalf, typename Acc, int kValues>
+__device__ void sum_over_lanes(Acc (&values)[kValues], int offset, int lane) {
+  if constexpr (kHalf > 0) {
     if (offset > 0) { // the same for the whole block
       const bool upper = (lane & offset) != 0;
 #pragma unroll
-      for (int i = 0; i < half; ++i) {
-        const Acc given = upper ? values[i] : values[i + half];
-        const Acc kept = upper ? values[i + half] : values[i];
+      for (int i = 0; i < kHalf; ++i) {
+        const Acc first = values[i];
+        const Acc second = values[i + kHalf];
+        const Acc given = upper ? first : second;
+        const Acc kept = upper ? second : first;
         values[i] = kept + __shfl_xor_sync(0xffffffffu, given, offset);
       }
-      offset /= 2;
     }
-  }
-  for (; offset > 0; offset /= 2) {
-    values[0] += __shfl_xor_sync(0xffffffffu, values[0], offset);
+    sum_over_lanes<kHalf / 2>(values, offset / 2, lane);
+  } else {
+    for (; offset > 0; offset /= 2) {
+      values[0] += __shfl_xor_sync(0xffffffffu, values[0], offset);
+    }
   }
 }
 
@@ -188,6 +191,7 @@ __global__ void __launch_bounds__(kThreads, S::kLeastBlocks)
   constexpr int kPack = S::kPack;
   constexpr int kValues = S::kValues;
   __shared__ __align__(16) Acc g_of_warp[kWarps][32 * kOwn]; // [group][value]
+  __shared__ Acc g_sums[kOwn][kThreads]; // each thread's own: there are no registers left for them
   __shared__ Acc bias[kOutputs];
   __shared__ Acc share_of_warp[2][kWarps][kValues]; // p of rows that several warps work on; in turn
   char* memory = dynamic_shared<char>(); // [stage][row][pack][thread]
@@ -261,7 +265,10 @@ __global__ void __launch_bounds__(kThreads, S::kLeastBlocks)
   };
 
   Acc products[kOutputs][S::kPacks][kPack] = {}; // of g' X
-  Acc g_sums[kOwn] = {};
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    g_sums[i][thread] = 0;
+  }
   double loss = 0;
 
 #pragma unroll
@@ -273,7 +280,7 @@ __global__ void __launch_bounds__(kThreads, S::kLeastBlocks)
     const int64_t first_row = (first_pass + pass) * rows_per_pass + group;
     copy_async_wait<S::kStages - 1>();
 
-    Acc p[kValues] = {};
+    Acc p[kValues];
 #pragma unroll
     for (int c = 0; c < S::kPacks; ++c) {
       Acc x[kRows][kPack];
@@ -289,12 +296,13 @@ __global__ void __launch_bounds__(kThreads, S::kLeastBlocks)
         for (int r = 0; r < kRows; ++r) {
 #pragma unroll
           for (int v = 0; v < kPack; ++v) {
-            p[r * kOutputs + o] += x[r][v] * values[v];
+            const Acc before = c == 0 && v == 0 ? Acc(0) : p[r * kOutputs + o];
+            p[r * kOutputs + o] = before + x[r][v] * values[v];
           }
         }
       }
     }
-    sum_over_lanes(p, warp_lanes, warp_lane);
+    sum_over_lanes<kValues / 2>(p, warp_lanes / 2, warp_lane);
     if (group_warps > 1) { // the same for the whole block
       auto& shares = share_of_warp[pass % 2];
 #pragma unroll
@@ -329,7 +337,7 @@ __global__ void __launch_bounds__(kThreads, S::kLeastBlocks)
           g = scale * v * r;
           if (counts) {
             loss += static_cast<double>(v) * r * r;
-            g_sums[i] += g;
+            g_sums[i][thread] += g;
             if (call.grad_target != nullptr) {
               store_target_gradient<T>(call, row, o, static_cast<Acc>(call.target_gradient_factor) * g);
             }
@@ -428,7 +436,7 @@ __global__ void __launch_bounds__(kThreads, S::kLeastBlocks)
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       if (k > 0 && i < kValues && i < own.count && (own.first + i) % kOutputs == k - 1) {
-        value += g_sums[i];
+        value += g_sums[i][thread];
       }
     }
     for (int offset = 16; offset > 0; offset /= 2) {
@@ -504,8 +512,8 @@ auto with_shape(const FewOutputsCall& call, Use use) {
     return use(Shape<T, kOutputs, Access::Elements>{});
   }
   // Long enough for all packs of a thread, and for as many lanes as there must be at least.
-  const bool wide = call.in_features > Wide::kPack * (Wide::kPacks - 1) &&
-      call.in_features > Wide::kElements * Wide::kLeastLanes / 2;
+  const bool wide =
+      call.in_features > Wide::kPack * (Wide::kPacks - 1) && call.in_features > Wide::kElements * Wide::kLeastLanes / 2;
   return wide ? use(Wide{}) : use(Shape<T, kOutputs, Access::Narrow>{});
 }
 

@@ -26,7 +26,7 @@ namespace {
 using T = __nv_bfloat16;
 
 constexpr int kRows = 16; // of a tile
-constexpr int kColumns = 128; // of a warp: 64 registers for the sums of g' x, 16 or 32 for W
+constexpr int kColumns = 128; // of a warp: 64 registers for the sums of g' x
 constexpr int kSteps = kColumns / 16;
 constexpr int kChunk = 8; // elements in 16 bytes, the unit of copies and of load_matrices
 constexpr int kChunks = kColumns / kChunk; // of a warp's row
@@ -34,7 +34,8 @@ constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kStages = 2; // tiles that a warp has in shared memory
 constexpr int kTileElements = kRows * kColumns;
-constexpr int kSharedBytes = kWarps * kStages * kTileElements * static_cast<int>(sizeof(T)); // 64 KB
+constexpr int kRingElements = kWarps * kStages * kTileElements; // 64 KB
+constexpr int kWeightElements = 8 * kColumns; // of a part of W, with up to 8 outputs
 constexpr int kLeastOutputs = 3; // with fewer, rows.cu has time enough
 constexpr int kLeastFeatures = 32; // with fewer, a tile is mostly padding
 
@@ -59,10 +60,6 @@ __device__ inline int chunk_place(int row, int chunk) {
   return (row * kChunks + row % 8) ^ chunk;
 }
 
-__device__ inline uint32_t load_pair(const T* source) {
-  return *reinterpret_cast<const uint32_t*>(source);
-}
-
 // What bfloat16 leaves of two numbers whose bfloat16 are in `high`; of infinity infinity, for 0 times infinity were NaN.
 __device__ inline uint32_t pack_rest(float first, float second, uint32_t high) {
   constexpr float kLargest = 3.4028234663852886e38f;
@@ -70,6 +67,66 @@ __device__ inline uint32_t pack_rest(float first, float second, uint32_t high) {
   const float b = second - __uint_as_float(high & 0xffff0000u);
   return pack_bfloat16(fabsf(a) <= kLargest ? a : first, fabsf(b) <= kLargest ? b : second);
 }
+
+// W as parts of matrices, for a warp's columns: of step s, W[line, left], W[line, right] and, with more than 8 outputs,
+// W[line + 8, left], W[line + 8, right]. Those of up to 8 outputs lie in shared memory: with two blocks a multiprocessor, no
+// registers are left for them. Those of more do not fit there on every GPU.
+template <bool kMore>
+struct Weight;
+
+template <>
+struct Weight<true> {
+  uint32_t parts[kSteps][4];
+
+  __device__ void load(const FewOutputsCall& call, const Plan& plan, T*, int warp, int lane) {
+    const int64_t first_column = int64_t{warp % plan.tile_warps} * kColumns;
+#pragma unroll
+    for (int i = 0; i < 4 * kSteps; ++i) {
+      const int o = lane / 4 + i / 2 % 2 * 8;
+      const int64_t column = first_column + i / 4 * 16 + i % 2 * 8 + lane % 4 * 2;
+      const T* source = static_cast<const T*>(call.linear_weight) + o * call.in_features + column;
+      const bool present = o < call.out_features && column < call.in_features;
+      parts[i / 4][i % 4] = present ? *reinterpret_cast<const uint32_t*>(source) : 0u;
+    }
+  }
+  __device__ void step_pair(int pair, uint32_t (&w)[2][4]) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      w[i / 4][i % 4] = parts[2 * pair + i / 4][i % 4];
+    }
+  }
+};
+
+template <>
+struct Weight<false> {
+  const T* part;
+  int place; // the row that this lane tells load_matrices: of left and right of a step, then of the next
+
+  // All threads of the block must call; a barrier must follow.
+  __device__ void load(const FewOutputsCall& call, const Plan& plan, T* memory, int warp, int lane) {
+    for (int i = static_cast<int>(threadIdx.x); i < plan.tile_warps * kWeightElements / kChunk; i += kThreads) {
+      const int chunk = i % kChunks;
+      const int o = i / kChunks % 8;
+      const int64_t column = int64_t{i / (8 * kChunks)} * kColumns + chunk * kChunk;
+      const T* source = static_cast<const T*>(call.linear_weight) + o * call.in_features + column;
+      T* destination = memory + i / (8 * kChunks) * kWeightElements + chunk_place(o, chunk) * kChunk;
+      copy_async<16>(destination, source, o < call.out_features && column < call.in_features);
+    }
+    part = memory + warp % plan.tile_warps * kWeightElements;
+    place = chunk_place(lane % 8, lane / 8);
+  }
+  __device__ void step_pair(int pair, uint32_t (&w)[2][4]) const {
+    uint32_t both[4];
+    load_matrices(both, part + (place ^ (4 * pair)) * kChunk);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      w[i][0] = both[2 * i];
+      w[i][1] = both[2 * i + 1];
+      w[i][2] = 0;
+      w[i][3] = 0;
+    }
+  }
+};
 
 // Work: a block owns neighbouring passes. tile_warps warps own the 16 rows of a tile, kColumns columns each. In registers, as
 //   parts of matrices (device.cuh), lane (line, t) has W[o, ..], p[o, n] and g[o, n] of the outputs o = line and line + 8 and of
@@ -82,7 +139,8 @@ __global__ void __launch_bounds__(kThreads, kMore ? 1 : 2)
     tiles_kernel(const FewOutputsCall call, const Plan plan, double* sums, float* weight_sums) {
   constexpr int kHalves = kMore ? 2 : 1; // of the outputs, 8 each
   constexpr int kOutputs = 8 * kHalves;
-  constexpr int kValues = 4 * kHalves; // of p and g in a lane: [half][j][e] of output line + 8 half and row 8 j + 2 t + e
+  constexpr int kValues =
+      4 * kHalves; // of p and g in a lane: [half][j][e] of output line + 8 half and row 8 j + 2 t + e
   __shared__ float share_of_warp[2][kWarps][kValues][32]; // p of tiles that several warps work on; in turn
   __shared__ double sums_of_warp[kWarps][1 + kOutputs];
 
@@ -103,11 +161,15 @@ __global__ void __launch_bounds__(kThreads, kMore ? 1 : 2)
   const bool wants_input = call.grad_input != nullptr;
   // The rows that this lane tells load_matrices: of the upper left matrix of a step's 16 x 16, then upper right, lower left,
   // lower right; and lower left before upper right.
-  const int by_rows = chunk_place(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-  const int by_columns = chunk_place(lane / 8 % 2 * 8 + lane % 8, lane / 16);
+  int by_rows = chunk_place(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  int by_columns = chunk_place(lane / 8 % 2 * 8 + lane % 8, lane / 16);
   T* tiles = dynamic_shared<T>() + warp * kStages * kTileElements;
 
-  uint32_t w[kSteps][2 * kHalves]; // [step][half][left and right 8 columns]
+  Weight<kMore> weight;
+  weight.load(call, plan, dynamic_shared<T>() + kRingElements, warp, lane);
+  copy_async_commit();
+  copy_async_wait<0>();
+  __syncthreads();
   float bias[kHalves];
 #pragma unroll
   for (int half = 0; half < kHalves; ++half) {
@@ -115,13 +177,6 @@ __global__ void __launch_bounds__(kThreads, kMore ? 1 : 2)
     bias[half] = call.linear_bias == nullptr || o >= call.out_features
         ? 0.0f
         : widen(static_cast<const T*>(call.linear_bias)[o]);
-#pragma unroll
-    for (int i = 0; i < 2 * kSteps; ++i) {
-      const int64_t column = first_column + 8 * i + 2 * t;
-      w[i / 2][2 * half + i % 2] = o < call.out_features && column < call.in_features
-          ? load_pair(static_cast<const T*>(call.linear_weight) + o * call.in_features + column)
-          : 0u;
-    }
   }
 
   const int passes = static_cast<int>(end_pass - first_pass);
@@ -134,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, kMore ? 1 : 2)
     if (pass < passes && chunk < 2 * steps) { // what no step reads need not be there
       const T* source = static_cast<const T*>(call.input.data) + first_column + chunk * kChunk;
       const bool column_exists = first_column + chunk * kChunk < call.in_features;
-#pragma unroll 2
+#pragma unroll 1
       for (int i = lane / kChunks; i < kRows; i += 32 / kChunks) {
         const int64_t row = first_row_of(pass) + i;
         copy_async<16>(
@@ -168,6 +223,8 @@ __global__ void __launch_bounds__(kThreads, kMore ? 1 : 2)
   }
   load_targets(0);
   for (int pass = 0; pass < passes; ++pass) {
+    forget_origin(by_rows); // sixteen addresses that follow from the two would else be kept in registers
+    forget_origin(by_columns);
     T* tile = tile_of(pass);
     const int64_t first_row = first_row_of(pass);
     copy_async_wait<kStages - 1>();
@@ -175,14 +232,21 @@ __global__ void __launch_bounds__(kThreads, kMore ? 1 : 2)
 
     float p[2][4] = {}; // [j]: rows 8 j to 8 j + 7
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      if (step < steps) { // the same for the whole warp
-        const uint32_t a[4] = {
-            w[step][0], kMore ? w[step][2 * kHalves - 2] : 0u, w[step][1], kMore ? w[step][2 * kHalves - 1] : 0u};
-        uint32_t x[4]; // rows 0 to 7 left and right, rows 8 to 15 left and right
-        load_matrices(x, tile + (by_rows ^ (2 * step)) * kChunk);
-        multiply_add(p[0], a, x[0], x[1]);
-        multiply_add(p[1], a, x[2], x[3]);
+    for (int pair = 0; pair < kSteps / 2; ++pair) {
+      if (2 * pair < steps) { // the same for the whole warp
+        uint32_t w[2][4];
+        weight.step_pair(pair, w);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int step = 2 * pair + i;
+          if (step < steps) {
+            const uint32_t a[4] = {w[i][0], w[i][2], w[i][1], w[i][3]};
+            uint32_t x[4]; // rows 0 to 7 left and right, rows 8 to 15 left and right
+            load_matrices(x, tile + (by_rows ^ (2 * step)) * kChunk);
+            multiply_add(p[0], a, x[0], x[1]);
+            multiply_add(p[1], a, x[2], x[3]);
+          }
+        }
       }
     }
     float g[kValues];
@@ -268,20 +332,27 @@ __global__ void __launch_bounds__(kThreads, kMore ? 1 : 2)
         const auto factor = static_cast<float>(call.input_gradient_factor);
         __syncwarp(); // the tile has been read: dX takes its place
 #pragma unroll
-        for (int i = 0; i < 2 * kSteps; ++i) {
-          if (i / 2 < steps) {
-            const uint32_t upper = transpose_matrix(w[i / 2][i % 2]);
-            const uint32_t lower = kMore ? transpose_matrix(w[i / 2][2 * kHalves - 2 + i % 2]) : upper;
-            float gradient[4] = {};
-            multiply_add(gradient, a, upper, lower);
-            if constexpr (kMore) {
-              multiply_add(gradient, rest, upper, lower);
-            }
+        for (int pair = 0; pair < kSteps / 2; ++pair) {
+          if (2 * pair < steps) {
+            uint32_t w[2][4];
+            weight.step_pair(pair, w);
 #pragma unroll
-            for (int j = 0; j < 2; ++j) {
-              T* place = tile + (chunk_place(line + 8 * j, 0) ^ i) * kChunk + 2 * t;
-              *reinterpret_cast<uint32_t*>(place) =
-                  pack_bfloat16(factor * gradient[2 * j], factor * gradient[2 * j + 1]);
+            for (int i = 0; i < 4; ++i) {
+              if (2 * pair + i / 2 < steps) {
+                const uint32_t upper = transpose_matrix(w[i / 2][i % 2]);
+                const uint32_t lower = kMore ? transpose_matrix(w[i / 2][2 + i % 2]) : upper;
+                float gradient[4] = {};
+                multiply_add(gradient, a, upper, lower);
+                if constexpr (kMore) {
+                  multiply_add(gradient, rest, upper, lower);
+                }
+#pragma unroll
+                for (int j = 0; j < 2; ++j) {
+                  T* place = tile + (chunk_place(line + 8 * j, 0) ^ (4 * pair + i)) * kChunk + 2 * t;
+                  *reinterpret_cast<uint32_t*>(place) =
+                      pack_bfloat16(factor * gradient[2 * j], factor * gradient[2 * j + 1]);
+                }
+              }
             }
           }
         }
@@ -289,7 +360,7 @@ __global__ void __launch_bounds__(kThreads, kMore ? 1 : 2)
         const int chunk = lane % kChunks;
         const int64_t column = first_column + chunk * kChunk;
         if (column < call.in_features) {
-#pragma unroll 2
+#pragma unroll 1
           for (int i = lane / kChunks; i < kRows; i += 32 / kChunks) {
             if (first_row + i < call.rows) {
               T* destination = static_cast<T*>(call.grad_input) + (first_row + i) * call.in_features + column;
@@ -377,8 +448,10 @@ Shares tiles_shares(const FewOutputsCall& call) {
 cudaError_t tiles_stage(const FewOutputsCall& call, const Shares&, const FirstStage& stage, cudaStream_t stream) {
   const auto plan = make_plan(call);
   auto* weight_sums = static_cast<float*>(stage.weight_sums);
-  const auto kernel = call.out_features > 8 ? tiles_kernel<true> : tiles_kernel<false>;
-  return launch(kernel, plan.blocks, kThreads, kSharedBytes, stream, call, plan, stage.sums, weight_sums);
+  const bool more = call.out_features > 8;
+  const auto kernel = more ? tiles_kernel<true> : tiles_kernel<false>;
+  const int elements = kRingElements + (more ? 0 : plan.tile_warps * kWeightElements);
+  return launch(kernel, plan.blocks, kThreads, elements * sizeof(T), stream, call, plan, stage.sums, weight_sums);
 }
 
 } // namespace torchintro::cuda

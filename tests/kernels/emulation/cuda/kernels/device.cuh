@@ -60,6 +60,8 @@ inline uint32_t pack_bfloat16(float low, float high) {
   return __float2bfloat16_rn(low).x | static_cast<uint32_t>(__float2bfloat16_rn(high).x) << 16;
 }
 
+inline void forget_origin(int&) {}
+
 template <typename... P, typename... A>
 cudaError_t launch(
     void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, cudaStream_t, A&&... arguments) {
