@@ -102,9 +102,9 @@ void residual_step(const Problem& p, const ResidualChunk& chunk) {
   call.rows = chunk.prediction.size(0);
   call.out_features = p.out_features;
   call.dtype = kernel_dtype(chunk.prediction);
-  call.target_dtype = kernel_dtype(chunk.target);
+  call.target_dtype = kernel_dtype(p.target);
   call.prediction = output_pointer(chunk.prediction);
-  call.writes_g = chunk.wants_residual;
+  call.writes_g = chunk.wants_g;
   call.target = kernel_matrix(chunk.target);
   call.weight = kernel_matrix(chunk.weight);
   call.weight_sum = weight_sum_pointer(p);

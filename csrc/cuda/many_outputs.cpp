@@ -6,6 +6,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
+#include <ATen/ops/sub.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -50,14 +51,28 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
   auto prediction_buffer = at::empty({chunk_rows, p.out_features}, options);
   const auto weight_transposed = p.linear_weight.t();
 
+  // Without weights g is the residual times a number, which the products take along.
+  const bool subtracts = p.target.scalar_type() == p.input.scalar_type();
+  const bool residual_is_g = subtracts && !p.weight.defined();
+  const double g_factor = residual_is_g ? p.residual_factor : 1.0;
+  const double weight_gradient_factor = p.weight_gradient_factor * g_factor;
+
   for (int64_t begin = 0; begin < p.rows; begin += chunk_rows) {
     const int64_t count = std::min(chunk_rows, p.rows - begin);
     const auto chunk_of = [&](const at::Tensor& tensor) {
       return one_chunk || !tensor.defined() ? tensor : tensor.narrow(0, begin, count);
     };
     const auto input = chunk_of(p.input);
+    const auto target = chunk_of(p.target);
     auto prediction = prediction_buffer.narrow(0, 0, count);
-    if (p.linear_bias.defined()) {
+    if (subtracts) {
+      if (p.linear_bias.defined()) {
+        at::sub_out(prediction, target, p.linear_bias);
+      } else {
+        prediction.copy_(target);
+      }
+      product(prediction, input, weight_transposed, 1.0, -1.0);
+    } else if (p.linear_bias.defined()) {
       at::addmm_out(prediction, p.linear_bias, input, weight_transposed);
     } else {
       at::mm_out(prediction, input, weight_transposed);
@@ -65,15 +80,15 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
     residual_step(
         p,
         {prediction,
-         chunk_of(p.target),
+         subtracts ? at::Tensor() : target,
          chunk_of(p.weight),
          chunk_of(gradients[kTarget]),
          loss_sum,
          bias_sum,
-         p.mask[kInput] || p.mask[kLinearWeight]});
+         !residual_is_g && (p.mask[kInput] || p.mask[kLinearWeight])});
     if (p.mask[kInput]) {
       auto out = chunk_of(gradients[kInput]);
-      product(out, prediction, p.linear_weight, p.input_gradient_factor, 0.0);
+      product(out, prediction, p.linear_weight, p.input_gradient_factor * g_factor, 0.0);
     }
     if (wide && begin == 0) {
       at::mm_out(weight_gradient, prediction.t(), input, at::kFloat);
@@ -81,13 +96,13 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
       at::mm_out(share, prediction.t(), input, at::kFloat);
       weight_gradient.add_(share);
     } else if (p.mask[kLinearWeight]) {
-      product(weight_gradient, prediction.t(), input, p.weight_gradient_factor, begin == 0 ? 0.0 : 1.0);
+      product(weight_gradient, prediction.t(), input, weight_gradient_factor, begin == 0 ? 0.0 : 1.0);
     }
   }
 
   if (wide) {
-    if (p.weight_gradient_factor != 1.0) {
-      weight_gradient.mul_(p.weight_gradient_factor);
+    if (weight_gradient_factor != 1.0) {
+      weight_gradient.mul_(weight_gradient_factor);
     }
     gradients[kLinearWeight] = weight_gradient.to(gradients[kLinearWeight].scalar_type());
   }

@@ -48,8 +48,9 @@ Plan make_plan(const ResidualStepCall& call) {
   const auto aligned = [](const void* pointer, Dtype dtype) {
     return reinterpret_cast<uintptr_t>(pointer) % (kPack * size_of(dtype)) == 0;
   };
-  plan.packed = call.out_features % kPack == 0 && call.target.column_stride == 1 &&
-      call.target.row_stride % kPack == 0 && aligned(call.prediction, call.dtype) &&
+  const bool no_target = call.target.data == nullptr;
+  plan.packed = call.out_features % kPack == 0 && (no_target || call.target.column_stride == 1) &&
+      (no_target || call.target.row_stride % kPack == 0) && aligned(call.prediction, call.dtype) &&
       aligned(call.target.data, call.target_dtype) && aligned(call.grad_target, call.target_dtype);
   plan.column_tiles = divide_up(call.out_features, kWidth * (plan.packed ? kPack : 1));
   const int64_t wanted = divide_up(call.rows * plan.column_tiles, kTargetBlocks);
@@ -72,7 +73,7 @@ Plan make_plan(const ResidualStepCall& call) {
 
 // A chunk of predictions to a chunk of g, and what follows from it.
 //
-//   r = p - t     g = residual_factor / S * v * r     dT = target_gradient_factor * g
+//   r = p - t, or p where there is no t     g = residual_factor / S * v * r     dT = target_gradient_factor * g
 //
 // Shapes: p, and g in its place, and dT (R, O) contiguous; t and v (R, O) of any strides. T is p's dtype, U is t's.
 // Work: a block owns kWidth * kCount outputs of rows_per_split rows. Thread (x, y) of kWidth x kHeight owns the kCount
@@ -112,7 +113,14 @@ __global__ void __launch_bounds__(kThreads)
       Acc p[kCount];
       Accumulator<U> t[kCount];
       load_pack(prediction + index, p);
-      load_pack(target + row * call.target.row_stride + column * call.target.column_stride, t);
+      if (target == nullptr) { // the same for the whole grid
+#pragma unroll
+        for (int v = 0; v < kCount; ++v) {
+          t[v] = 0;
+        }
+      } else {
+        load_pack(target + row * call.target.row_stride + column * call.target.column_stride, t);
+      }
       Acc g[kCount];
       Accumulator<U> dt[kCount];
 #pragma unroll

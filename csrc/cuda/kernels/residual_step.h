@@ -16,7 +16,7 @@ struct ResidualStepCall {
 
   void* prediction; // (R, O) contiguous
   bool writes_g; // whether g replaces the prediction
-  Matrix target; // (R, O)
+  Matrix target; // (R, O); null where `prediction` is the residual already
   Matrix weight; // (R, O); null without
   const double* weight_sum; // what g is divided by; null for 1
 

@@ -267,7 +267,7 @@ inline void check_cuda(const CudaFewOutputs& problem, const CudaFewOutputsResult
 // --- residual_step
 
 // Whether the call takes none, as if it were zeros.
-inline constexpr bool kTargetMayBeNull = false;
+inline constexpr bool kTargetMayBeNull = true;
 
 struct CudaResidual {
   ResidualProblem p;
@@ -308,7 +308,7 @@ inline CudaResidual draw_cuda_residual(
 
 inline CudaResidual draw_cuda_residual(Random& random, int64_t cost) {
   const auto [input_type, target_type] = draw_dtypes(random);
-  const int64_t outputs = draw_width(random);
+  const int64_t outputs = std::max<int64_t>(1, draw_width(random));
   const int64_t most = std::max<int64_t>(10, cost / 4 / outputs);
   const int64_t rows = std::clamp<int64_t>(random.one_in(50) ? random.between(600, 3000) : draw_rows(random), 1, most);
   return draw_cuda_residual(random, input_type, target_type, rows, outputs);
