@@ -3,7 +3,6 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/sub.h>
@@ -13,6 +12,10 @@
 
 namespace torchintro {
 namespace {
+
+// Of a chunk's share of linear_weight's gradient in float32: 32 MB. Not yet measured on a GPU: outputs enough, with some
+// thousand features, that the product fills the GPU.
+constexpr int64_t kShareElements = int64_t{1} << 23;
 
 // out = alpha * a b + beta * out
 void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b, double alpha, double beta) {
@@ -38,12 +41,17 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
   at::Tensor weight_gradient = gradients[kLinearWeight];
   const bool wide = p.mask[kLinearWeight] && options.dtype().itemsize() == 2 &&
       (!one_chunk || weight_gradient.scalar_type() == at::kFloat);
-  at::Tensor share;
-  if (wide && weight_gradient.scalar_type() != at::kFloat) {
+  const auto weight_gradient_dtype = weight_gradient.defined() ? weight_gradient.scalar_type() : at::kFloat;
+  if (wide && weight_gradient_dtype != at::kFloat) {
+    gradients[kLinearWeight].reset(); // its memory can be had again before it is needed
     weight_gradient = at::empty(weight_gradient.sizes(), options.dtype(at::kFloat));
   }
+  // Some outputs' share at a time, so that there is no second (O, D) of them.
+  const int64_t share_outputs =
+      std::clamp<int64_t>(kShareElements / std::max<int64_t>(1, p.in_features), 1, p.out_features);
+  at::Tensor share;
   if (wide && !one_chunk) {
-    share = at::empty_like(weight_gradient);
+    share = at::empty({share_outputs, p.in_features}, weight_gradient.options());
   }
 
   auto loss_sum = at::zeros({}, sum_options);
@@ -93,8 +101,12 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
     if (wide && begin == 0) {
       at::mm_out(weight_gradient, prediction.t(), input, at::kFloat);
     } else if (wide) {
-      at::mm_out(share, prediction.t(), input, at::kFloat);
-      weight_gradient.add_(share);
+      for (int64_t first = 0; first < p.out_features; first += share_outputs) {
+        const int64_t outputs = std::min(share_outputs, p.out_features - first);
+        auto part = share.narrow(0, 0, outputs);
+        at::mm_out(part, prediction.narrow(1, first, outputs).t(), input, at::kFloat);
+        weight_gradient.narrow(0, first, outputs).add_(part);
+      }
     } else if (p.mask[kLinearWeight]) {
       product(weight_gradient, prediction.t(), input, weight_gradient_factor, begin == 0 ? 0.0 : 1.0);
     }
@@ -104,7 +116,7 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
     if (weight_gradient_factor != 1.0) {
       weight_gradient.mul_(weight_gradient_factor);
     }
-    gradients[kLinearWeight] = weight_gradient.to(gradients[kLinearWeight].scalar_type());
+    gradients[kLinearWeight] = weight_gradient.to(weight_gradient_dtype);
   }
   if (p.mask[kLinearBias]) {
     gradients[kLinearBias].copy_(bias_sum.mul_(p.weight_gradient_factor));
