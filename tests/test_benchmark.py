@@ -353,7 +353,7 @@ def test_without_a_gpu_one_sentence_and_the_cpu(capsys):
     out = capsys.readouterr().out
     assert len(re.findall(r"^bench: there is no GPU to use: .*; only the CPU is measured\.$", out, re.M)) == 1
     assert re.search(r"^P1 +step", out, re.M)
-    assert "G1-f32: only for --device cuda on a machine with a GPU" in out
+    assert "G1a-1: only for --device cuda on a machine with a GPU" in out
 
 
 @pytest.mark.parametrize(

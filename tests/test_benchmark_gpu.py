@@ -7,9 +7,10 @@ import torch
 
 from torchintro import reference
 from torchintro.benchmark import chunked, command, peers
-from torchintro.benchmark.machine import Limits
+from torchintro.benchmark.machine import Limits, products_probe
 from torchintro.benchmark.peers import make_work
-from torchintro.benchmark.rows import Row
+from torchintro.benchmark.report import row_lines
+from torchintro.benchmark.rows import ROWS, Row, Target, count, quick_row, select
 from torchintro.benchmark.timing import QUICK
 
 CPU = torch.device("cpu")
@@ -87,3 +88,58 @@ def test_a_way_of_compiling_that_fails_is_skipped_with_its_reason(monkeypatch):
     skipped = make_work(row, CPU, compile=False).skipped
     assert set(skipped.values()) == {"torch.compile is left out of this run"}
     assert set(skipped) == {"compile", "max-autotune", "triton"}
+
+
+# Rows and their limit
+
+
+def test_rows_of_few_outputs_stream_4_gib():
+    rows = [row for row in ROWS if row.id.startswith("G1")]
+    assert {(row.dtype, row.out_features) for row in rows} == {
+        (dtype, outputs) for dtype in (torch.float32, torch.bfloat16) for outputs in (1, 2, 4, 8)
+    }
+    for row in rows:
+        assert row.device == "cuda"
+        assert row.rows * row.in_features * row.dtype.itemsize == 1 << 32
+        assert [target.at_most for target in row.targets if target.of == "limit"] == [1 / 0.85]
+    assert ["input" in row.gradients for row in rows].count(True) == 1
+
+
+def test_rows_of_many_outputs_have_a_target_against_each_peer():
+    rows = [row for row in select(["G2"]) if row.kind == "step"]
+    assert {row.in_features for row in rows} == {256, 1024, 4096}
+    assert {row.out_features for row in rows} == {1024, 4096, 8192}
+    for row in rows:
+        assert row.targets == tuple(Target(peer, at_least=1.1) for peer in row.peers if peer != "fused")
+        assert {"compile", "max-autotune", "triton", "chunked"} < set(row.peers)
+
+
+def test_the_limit_of_products_is_the_step_s_own_products(monkeypatch):
+    X, weight, y = torch.randn(6, 2), torch.randn(3, 2), torch.randn(6, 3)
+    done = []
+    mm = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out=None: done.append((a.shape, b.shape)) or mm(a, b))
+    probe = products_probe(X, weight, y, ("input", "linear_weight"))
+    done.clear()
+    probe.call()
+    assert done == [((6, 2), (2, 3)), ((6, 3), (3, 2)), ((3, 6), (6, 2))]
+    row = replace(SMALL, rows=6, in_features=2, gradients=("input", "linear_weight"))
+    assert probe.amount == count(row).operations
+    done.clear()
+    products_probe(X, weight, y, ("linear_bias",)).call()
+    assert done[1:] == [((6, 2), (2, 3))]
+
+
+@pytest.mark.parametrize("name", ["G1e", "G2d"])
+def test_rows_for_a_gpu_run_on_the_cpu_when_small(name):
+    (row,) = select([name])
+    row = quick_row(row)
+    result = command.run_row(row, CPU, LIMITS, QUICK, compile=False, judge=False)
+    assert result.status == "ok", result.failures
+    assert list(result.measurements) == ["eager", "chunked", "fused"]
+    assert set(result.skipped) == set(row.peers) - {"eager", "chunked", "fused"}
+    lines = "\n".join(row_lines(result, set()))
+    if row.limit == "products":
+        assert result.bound.name.endswith("GFLOP of products by mm")
+        assert result.bound.seconds == result.bound.probe.median
+        assert "limit: its" in lines

@@ -31,10 +31,11 @@ from .machine import (
     dtype_name,
     matrix_probe,
     measure_limits,
+    products_probe,
     traffic_probe,
 )
 from .memory import extra_peak
-from .peers import Operator, Work, make_work
+from .peers import Operator, StepWork, Work, make_work
 from .report import SCHEMA, Bound, RowResult, Verdict, header, json_text, machine_lines, row_lines, versus_lines
 from .rows import Row, count, quick_row, select
 from .timing import FULL, QUICK, Effort, Interruptions, Measurement, interleaved
@@ -317,11 +318,16 @@ def _probe(work: Work, limits: Limits) -> Probe | None:
     if row.limit == "matrix":
         dtype = limits.matrix_dtype(row.dtype)
         return matrix_probe(dtype, limits.ways[dtype_name(dtype)], limits.matrix_size, work.device)
+    if row.limit == "products" and isinstance(work, StepWork):
+        X, y = work.inputs()
+        return products_probe(X, work.tensors["linear_weight"].detach(), y, row.gradients)
     return None
 
 
 def _bound(row: Row, probe: Probe, timed: Measurement, limits: Limits) -> Bound:
     need = count(row)
+    if row.limit == "products":
+        return Bound(f"its {need.operations / 1e9:.3g} GFLOP of products by mm", timed.median, timed)
     if row.limit not in ("read", "copy", "matrix"):
         return Bound(probe.way, timed.median, timed)
     rate = probe.amount / timed.median
