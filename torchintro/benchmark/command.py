@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from .. import _C
+from .crossover import Crossover, run_crossover
 from .grid import DTYPES, FULL_GRID, QUICK_GRID, Plane, run_grid
 from .machine import (
     Limits,
@@ -61,7 +62,8 @@ def main(
     """Run the benchmark and print it: the command ``torchintro bench``.
 
     Args:
-        device: ``"cpu"``, or ``"cuda"`` for the CPU, the GPU and the two against each other.
+        device: ``"cpu"``, or ``"cuda"`` for the CPU, the GPU and the two against each other, without ``rows`` also for
+            the numbers of rows from which on the GPU wins.
         rows: Names of rows, or what several begin with; None for all that are meant for the device.
         json_path: Where to write the record of the run.
         quick: Scale everything down to some seconds; the figures then mean nothing, and no target is judged.
@@ -103,6 +105,9 @@ def main(
         if row.device == "cuda" and rows and gpu is None:
             print(f"{row.id}: only for --device cuda on a machine with a GPU")
 
+    crossovers: list[Crossover] = []
+    if gpu is not None and not rows and not no_rows:
+        crossovers = run_crossover(gpu, QUICK if quick else FULL, quick=quick)
     planes: list[Plane] = []
     if grid:
         planes = run_grid(QUICK_GRID if quick else FULL_GRID, gpu or host, DTYPES[dtype])
@@ -116,6 +121,7 @@ def main(
         "limits": {name: measured.record() for name, measured in limits.items() if measured is not None},
         "rows": [result.record() for result in everything],
         "grid": [plane.record() for plane in planes],
+        "crossover": [crossover.record() for crossover in crossovers],
     }
     if json_path is not None:
         json_path.write_text(json_text(record))
@@ -124,6 +130,7 @@ def main(
         f"{result.row.id} on {result.device} failed: {result.failures[0]}" for result in everything if result.failures
     ]
     failures += [f"grid {plane.name} failed: {sentence}" for plane in planes for sentence in plane.wrong]
+    failures += [f"crossover {one.series.name} failed: {one.failure}" for one in crossovers if one.failure]
     for failure in failures:
         print(f"bench: {failure}", file=sys.stderr)
     if plot is not None:

@@ -21,7 +21,7 @@ from . import chunked, jax_peers
 from .rows import Row
 from .timing import Call
 
-__all__ = ["Check", "Operator", "Outcome", "StepWork", "Work", "make_work", "relative_error"]
+__all__ = ["Check", "Operator", "Outcome", "StepWork", "Work", "first_line", "make_work", "relative_error"]
 
 Operator: TypeAlias = "Callable[..., Tensor]"
 Outcome: TypeAlias = "dict[str, Tensor]"
@@ -125,7 +125,7 @@ class Work(abc.ABC):
             try:
                 return make()
             except Exception as error:  # whatever XLA raises
-                reason = f"JAX failed here: {_first_line(error)}"
+                reason = f"JAX failed here: {first_line(error)}"
         self.skipped["jax"] = reason
         return None
 
@@ -184,7 +184,8 @@ def _chunks(row: Row) -> Iterator[slice]:
         yield slice(start, min(row.rows, start + size))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its name if it says nothing."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[0].strip()
 
@@ -268,7 +269,7 @@ class StepWork(Work):
             step()
         except Exception as error:  # whatever the compiler behind torch.compile raises
             way = "" if peer == "compile" else f" ({peer})"
-            self.skipped[peer] = f"torch.compile{way} failed here: {_first_line(error)}"
+            self.skipped[peer] = f"torch.compile{way} failed here: {first_line(error)}"
         else:
             self.calls[peer] = step
 
