@@ -363,7 +363,9 @@ def test_without_a_gpu_one_sentence_and_the_cpu(capsys):
         ({"rows": ["P1", "nonsense"]}, "but got 'nonsense'"),
         ({"grid": True, "dtype": "int8"}, "bench: dtype must be one of float32, float64, bfloat16, but got 'int8'"),
         ({"no_rows": True}, "bench: no-rows leaves only the grid; it takes grid, and neither row nor plot"),
-        ({"record_path": Path("r.json")}, "bench: from draws the picture of a record; it takes plot and nothing else"),
+        ({"record_path": Path("r.json")}, "bench: from shows a record; it takes plot or table, and nothing else"),
+        ({"record_path": Path("r.json"), "table": True, "grid": True}, "bench: from shows a record; it takes plot or"),
+        ({"table": True}, "bench: table needs from, the record to make it of"),
         ({"plot": Path(__file__)}, "bench: plot must be a folder that can be written to, but got"),
     ],
 )

@@ -39,6 +39,7 @@ from .memory import extra_peak
 from .peers import Operator, StepWork, Work, make_work
 from .report import SCHEMA, Bound, RowResult, Verdict, header, json_text, machine_lines, row_lines, versus_lines
 from .rows import Row, count, quick_row, select
+from .table import markdown
 from .timing import FULL, QUICK, Effort, Interruptions, Measurement, interleaved
 
 __all__ = ["main", "run_row"]
@@ -58,6 +59,7 @@ def main(
     no_rows: bool = False,
     plot: Path | None = None,
     record_path: Path | None = None,
+    table: bool = False,
 ) -> int:
     """Run the benchmark and print it: the command ``torchintro bench``.
 
@@ -71,7 +73,9 @@ def main(
         dtype: Of the grid.
         no_rows: Measure nothing but the grid.
         plot: A folder for the roofline picture.
-        record_path: Measure nothing: draw the picture of this record.
+        record_path: Measure nothing: draw the picture of this record, or print its table. Also a record of
+            ``make gpu-check``, which holds the benchmark's.
+        table: Print a record's figures as the README's Markdown tables.
 
     Returns:
         The exit code: 0, or 1 if a peer was wrong or broke down, or 2 if an argument is wrong. Missing a target is not
@@ -79,9 +83,11 @@ def main(
     """
     try:
         if record_path is not None:
-            if plot is None or rows or json_path or quick or grid or no_rows:
-                raise ValueError("bench: from draws the picture of a record; it takes plot and nothing else")
-            return _draw(_read_record(record_path), plot)
+            if not (plot or table) or rows or json_path or quick or grid or no_rows:
+                raise ValueError("bench: from shows a record; it takes plot or table, and nothing else")
+            return _show(record_path, plot, table)
+        if table:
+            raise ValueError("bench: table needs from, the record to make it of")
         chosen = _check_arguments(device, rows, json_path, grid, dtype, no_rows, plot)
     except (ValueError, ImportError) as error:
         print(error, file=sys.stderr)
@@ -142,6 +148,15 @@ def main(
     return 1 if failures else 0
 
 
+def _show(path: Path, plot: Path | None, table: bool) -> int:
+    record = _read_record(path)
+    if table:
+        if record["quick"]:
+            raise ValueError(f"bench: table needs a record of a full run, but got a quick one: {path}")
+        print("\n".join(markdown(record)))
+    return 0 if plot is None else _draw(record, plot)
+
+
 def _draw(record: dict[str, Any], folder: Path) -> int:
     from .roofline import draw
 
@@ -155,6 +170,10 @@ def _read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"bench: from must be a record that bench --json wrote, but got {path}: {error}") from None
+    if isinstance(record, dict) and "benchmarks" in record and "schema" not in record:  # that of make gpu-check
+        if record["benchmarks"] is None:
+            raise ValueError(f"bench: from must be a record with figures, but {path} says that no benchmark ran")
+        record = record["benchmarks"]
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise ValueError(f"bench: from must be a record of schema {SCHEMA} that bench --json wrote, but got {path}")
     return record

@@ -23,7 +23,7 @@ from .peers import first_line
 from .report import ratio_text, time_text
 from .timing import Call, Effort, interleaved
 
-__all__ = ["SERIES", "WAYS", "Crossover", "Series", "lines", "measure", "run_crossover", "wins_from"]
+__all__ = ["SERIES", "WAYS", "Crossover", "Series", "lines", "measure", "run_crossover", "wins_from", "wins_text"]
 
 GROWTH = 4
 MOST_ROWS = 1 << 20
@@ -75,11 +75,7 @@ class Crossover:
 
     def sentence(self, way: str) -> str:
         """Say from where on a way of the GPU beats the CPU."""
-        rows = self.wins_from(way)
-        if rows is not None:
-            return f"from N = {rows} on"
-        most = max(self.seconds[way], default=0)
-        return f"never up to N = {most}" if most else "not measured"
+        return wins_text(self.wins_from(way), max(self.seconds[way], default=0))
 
     def record(self) -> dict[str, Any]:
         """Return the figures for JSON."""
@@ -111,6 +107,13 @@ def wins_from(slow: Mapping[int, float], fast: Mapping[int, float]) -> int | Non
             break
         first = rows
     return first
+
+
+def wins_text(rows: int | None, most: int) -> str:
+    """Say from which number of rows on something wins, of up to ``most`` that were measured."""
+    if rows is not None:
+        return f"from N = {rows} on"
+    return f"never up to N = {most}" if most else "not measured"
 
 
 def _calls(series: Series, rows: int, device: torch.device) -> Mapping[str, Call]:
