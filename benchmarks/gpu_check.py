@@ -44,7 +44,7 @@ rows = None
 if importlib.util.find_spec("optuna") is None:
     rows = [row.id for row in ROWS if row.kind != "study"]
     print("gpu-check: Optuna is not installed here; the rows that are studies are left out.")
-sys.exit(main(device="cuda", rows=rows, json_path=Path({path!r}), quick=False))
+sys.exit(main(device="cuda", rows=rows, json_path=Path({path!r}), crossover=True))
 """
 
 Run = Callable[[list[str], Mapping[str, str]], "subprocess.CompletedProcess[str]"]

@@ -349,11 +349,12 @@ def test_memory_is_measured_in_bytes():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_one_sentence_and_the_cpu(capsys):
-    assert command.main("cuda", ["P1", "G1"], quick=True) == 0
+    assert command.main("cuda", ["P1", "G1"], quick=True, crossover=True) == 0
     out = capsys.readouterr().out
     assert len(re.findall(r"^bench: there is no GPU to use: .*; only the CPU is measured\.$", out, re.M)) == 1
     assert re.search(r"^P1 +step", out, re.M)
     assert "G1a-1: only for --device cuda on a machine with a GPU" in out
+    assert "the GPU wins" not in out
 
 
 @pytest.mark.parametrize(

@@ -305,19 +305,8 @@ def test_bench_hands_its_options_on(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchintro.benchmark.command", module)
     run("bench", code=3)
     run("bench", "--device", "cuda", "--row", "P1", "--row", "P4a", "--json", "out.json", "--quick", code=3)
-    run(
-        "bench",
-        "--grid",
-        "--dtype",
-        "bfloat16",
-        "--no-rows",
-        "--plot",
-        "pictures",
-        "--from",
-        "r.json",
-        "--table",
-        code=3,
-    )
+    shown = ["--plot", "pictures", "--from", "r.json", "--table", "--crossover"]
+    run("bench", "--grid", "--dtype", "bfloat16", "--no-rows", *shown, code=3)
     nothing = {
         "grid": False,
         "dtype": "float32",
@@ -325,6 +314,7 @@ def test_bench_hands_its_options_on(run, monkeypatch):
         "plot": None,
         "record_path": None,
         "table": False,
+        "crossover": False,
     }
     everything = {
         "grid": True,
@@ -333,6 +323,7 @@ def test_bench_hands_its_options_on(run, monkeypatch):
         "plot": Path("pictures"),
         "record_path": Path("r.json"),
         "table": True,
+        "crossover": True,
     }
     assert calls == [
         ("cpu", None, None, False, nothing),

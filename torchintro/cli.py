@@ -377,7 +377,10 @@ def bench(
         Optional[Path],  # noqa: UP045
         typer.Option("--from", help="Measure nothing: show this record. Needs --plot or --table."),
     ] = None,
-    table: Annotated[bool, typer.Option("--table", help="Print the Markdown table of the record.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Print the Markdown tables of the record.")] = False,
+    crossover: Annotated[
+        bool, typer.Option("--crossover", help="With cuda and --row, also from how many rows on the GPU wins.")
+    ] = False,
 ) -> None:
     """Time eager PyTorch, torch.compile, JAX and the fused operator side by side, after checking that they agree."""
     from .benchmark.command import main
@@ -393,6 +396,7 @@ def bench(
         plot=plot,
         record_path=record,
         table=table,
+        crossover=crossover,
     )
     raise typer.Exit(code)
 

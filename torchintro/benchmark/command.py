@@ -60,12 +60,12 @@ def main(
     plot: Path | None = None,
     record_path: Path | None = None,
     table: bool = False,
+    crossover: bool = False,
 ) -> int:
     """Run the benchmark and print it: the command ``torchintro bench``.
 
     Args:
-        device: ``"cpu"``, or ``"cuda"`` for the CPU, the GPU and the two against each other, without ``rows`` also for
-            the numbers of rows from which on the GPU wins.
+        device: ``"cpu"``, or ``"cuda"`` for the CPU, the GPU and the two against each other.
         rows: Names of rows, or what several begin with; None for all that are meant for the device.
         json_path: Where to write the record of the run.
         quick: Scale everything down to some seconds; the figures then mean nothing, and no target is judged.
@@ -76,6 +76,7 @@ def main(
         record_path: Measure nothing: draw the picture of this record, or print its table. Also a record of
             ``make gpu-check``, which holds the benchmark's.
         table: Print a record's figures as the README's Markdown tables.
+        crossover: On a GPU, also measure from how many rows on it wins over the CPU; done anyhow without ``rows``.
 
     Returns:
         The exit code: 0, or 1 if a peer was wrong or broke down, or 2 if an argument is wrong. Missing a target is not
@@ -83,7 +84,7 @@ def main(
     """
     try:
         if record_path is not None:
-            if not (plot or table) or rows or json_path or quick or grid or no_rows:
+            if not (plot or table) or rows or json_path or quick or grid or no_rows or crossover:
                 raise ValueError("bench: from shows a record; it takes plot or table, and nothing else")
             return _show(record_path, plot, table)
         if table:
@@ -112,7 +113,7 @@ def main(
             print(f"{row.id}: only for --device cuda on a machine with a GPU")
 
     crossovers: list[Crossover] = []
-    if gpu is not None and not rows and not no_rows:
+    if gpu is not None and (crossover or not (rows or no_rows)):
         crossovers = run_crossover(gpu, QUICK if quick else FULL, quick=quick)
     planes: list[Plane] = []
     if grid:
@@ -127,7 +128,7 @@ def main(
         "limits": {name: measured.record() for name, measured in limits.items() if measured is not None},
         "rows": [result.record() for result in everything],
         "grid": [plane.record() for plane in planes],
-        "crossover": [crossover.record() for crossover in crossovers],
+        "crossover": [one.record() for one in crossovers],
     }
     if json_path is not None:
         json_path.write_text(json_text(record))
