@@ -57,6 +57,17 @@ def test_chunked_holds_no_more_than_a_chunk(monkeypatch):
     assert largest == [4, 4, 2]
 
 
+def test_chunked_hands_its_gradients_on_without_a_copy(monkeypatch):
+    made = []
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda x: made.append(empty_like(x)) or made[-1])
+    X = torch.ones(3, 2, requires_grad=True)
+    loss = chunked.linear_mse_loss(X, torch.ones(1, 2), torch.ones(3, 1))
+    pointer = made.pop().data_ptr()
+    loss.backward()
+    assert X.grad.data_ptr() == pointer
+
+
 def test_chunked_cannot_go_backward_twice():
     X = torch.ones(3, 2, requires_grad=True)
     loss = chunked.linear_mse_loss(X, torch.ones(1, 2), torch.ones(3, 1))
