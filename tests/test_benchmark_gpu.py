@@ -81,6 +81,15 @@ def test_every_way_of_compiling_is_one_that_torch_takes():
         torch.compile(reference.linear_mse_loss, dynamic=False, **arguments)
 
 
+def test_no_compiled_peer_undoes_what_another_compiled(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: done.append("reset"))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: done.append("compile") or function)
+    make_work(replace(SMALL, peers=("eager", "compile", "max-autotune", "fused")), CPU)
+    make_work(SMALL, CPU)
+    assert done == ["reset", "compile", "compile"]
+
+
 def test_a_way_of_compiling_that_fails_is_skipped_with_its_reason(monkeypatch):
     def compile(function, *, dynamic, options=None, mode=None):
         def broken(*args, **kwargs):

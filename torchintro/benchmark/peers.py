@@ -216,6 +216,10 @@ class StepWork(Work):
             "chunked": chunked.linear_mse_loss,
             "fused": fused,
         }
+        if compile and not COMPILED.keys().isdisjoint(row.peers):
+            # Once a row, as it undoes what was compiled before: else the shapes of earlier rows count towards the limit
+            # after which torch.compile gives up silently.
+            torch.compiler.reset()
         for peer in row.peers:
             if peer in COMPILED:
                 self._add_compiled(peer, compile)
@@ -263,8 +267,6 @@ class StepWork(Work):
             self.skipped[peer] = "torch.compile is left out of this run"
             return
         try:
-            # Else the shapes of earlier rows count towards the limit after which torch.compile gives up silently.
-            torch.compiler.reset()
             step = self._step(torch.compile(reference.linear_mse_loss, dynamic=False, **COMPILED[peer]))
             step()
         except Exception as error:  # whatever the compiler behind torch.compile raises
