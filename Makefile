@@ -154,7 +154,7 @@ cuda-build: $(CUDA_INSTALLED) ## Compile, link and register the CUDA kernels wit
 	$(CUDA_PYTEST) $(CURDIR)/tests/test_cuda_build.py -rs
 	$(CUDA_PYTEST) $(CURDIR)/tests -m "not slow"
 
-gpu-check: ## On a machine with a GPU and torch: build, all tests marked cuda, benchmarks, a record of the figures
+gpu-check: ## On a machine with a GPU and torch: build, tests marked cuda, compute-sanitizer, benchmarks, their record
 	$(PYTHON) benchmarks/gpu_check.py
 
 clean: ## Remove what was built (not the environments)

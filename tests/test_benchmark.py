@@ -349,11 +349,12 @@ def test_memory_is_measured_in_bytes():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_one_sentence_and_the_cpu(capsys):
-    assert command.main("cuda", ["P1", "G1"], quick=True) == 0
+    assert command.main("cuda", ["P1", "G1"], quick=True, crossover=True) == 0
     out = capsys.readouterr().out
     assert len(re.findall(r"^bench: there is no GPU to use: .*; only the CPU is measured\.$", out, re.M)) == 1
     assert re.search(r"^P1 +step", out, re.M)
-    assert "G1-f32: only for --device cuda on a machine with a GPU" in out
+    assert "G1a-1: only for --device cuda on a machine with a GPU" in out
+    assert "the GPU wins" not in out
 
 
 @pytest.mark.parametrize(
@@ -363,7 +364,9 @@ def test_without_a_gpu_one_sentence_and_the_cpu(capsys):
         ({"rows": ["P1", "nonsense"]}, "but got 'nonsense'"),
         ({"grid": True, "dtype": "int8"}, "bench: dtype must be one of float32, float64, bfloat16, but got 'int8'"),
         ({"no_rows": True}, "bench: no-rows leaves only the grid; it takes grid, and neither row nor plot"),
-        ({"record_path": Path("r.json")}, "bench: from draws the picture of a record; it takes plot and nothing else"),
+        ({"record_path": Path("r.json")}, "bench: from shows a record; it takes plot or table, and nothing else"),
+        ({"record_path": Path("r.json"), "table": True, "grid": True}, "bench: from shows a record; it takes plot or"),
+        ({"table": True}, "bench: table needs from, the record to make it of"),
         ({"plot": Path(__file__)}, "bench: plot must be a folder that can be written to, but got"),
     ],
 )

@@ -305,14 +305,25 @@ def test_bench_hands_its_options_on(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchintro.benchmark.command", module)
     run("bench", code=3)
     run("bench", "--device", "cuda", "--row", "P1", "--row", "P4a", "--json", "out.json", "--quick", code=3)
-    run("bench", "--grid", "--dtype", "bfloat16", "--no-rows", "--plot", "pictures", "--from", "r.json", code=3)
-    nothing = {"grid": False, "dtype": "float32", "no_rows": False, "plot": None, "record_path": None}
+    shown = ["--plot", "pictures", "--from", "r.json", "--table", "--crossover"]
+    run("bench", "--grid", "--dtype", "bfloat16", "--no-rows", *shown, code=3)
+    nothing = {
+        "grid": False,
+        "dtype": "float32",
+        "no_rows": False,
+        "plot": None,
+        "record_path": None,
+        "table": False,
+        "crossover": False,
+    }
     everything = {
         "grid": True,
         "dtype": "bfloat16",
         "no_rows": True,
         "plot": Path("pictures"),
         "record_path": Path("r.json"),
+        "table": True,
+        "crossover": True,
     }
     assert calls == [
         ("cpu", None, None, False, nothing),

@@ -375,13 +375,29 @@ def bench(
     plot: Annotated[Optional[Path], typer.Option("--plot", help="Folder for the roofline picture.")] = None,  # noqa: UP045
     record: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--from", help="Measure nothing: draw the picture of this record. Needs --plot."),
+        typer.Option("--from", help="Measure nothing: show this record. Needs --plot or --table."),
     ] = None,
+    table: Annotated[bool, typer.Option("--table", help="Print the Markdown tables of the record.")] = False,
+    crossover: Annotated[
+        bool, typer.Option("--crossover", help="With cuda and --row, also from how many rows on the GPU wins.")
+    ] = False,
 ) -> None:
     """Time eager PyTorch, torch.compile, JAX and the fused operator side by side, after checking that they agree."""
     from .benchmark.command import main
 
-    code = main(device, row, json, quick, grid=grid, dtype=dtype, no_rows=no_rows, plot=plot, record_path=record)
+    code = main(
+        device,
+        row,
+        json,
+        quick,
+        grid=grid,
+        dtype=dtype,
+        no_rows=no_rows,
+        plot=plot,
+        record_path=record,
+        table=table,
+        crossover=crossover,
+    )
     raise typer.Exit(code)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from .. import _C
+from .crossover import Crossover, run_crossover
 from .grid import DTYPES, FULL_GRID, QUICK_GRID, Plane, run_grid
 from .machine import (
     Limits,
@@ -31,12 +32,14 @@ from .machine import (
     dtype_name,
     matrix_probe,
     measure_limits,
+    products_probe,
     traffic_probe,
 )
 from .memory import extra_peak
-from .peers import Operator, Work, make_work
+from .peers import Operator, StepWork, Work, make_work
 from .report import SCHEMA, Bound, RowResult, Verdict, header, json_text, machine_lines, row_lines, versus_lines
 from .rows import Row, count, quick_row, select
+from .table import markdown
 from .timing import FULL, QUICK, Effort, Interruptions, Measurement, interleaved
 
 __all__ = ["main", "run_row"]
@@ -56,6 +59,8 @@ def main(
     no_rows: bool = False,
     plot: Path | None = None,
     record_path: Path | None = None,
+    table: bool = False,
+    crossover: bool = False,
 ) -> int:
     """Run the benchmark and print it: the command ``torchintro bench``.
 
@@ -68,7 +73,10 @@ def main(
         dtype: Of the grid.
         no_rows: Measure nothing but the grid.
         plot: A folder for the roofline picture.
-        record_path: Measure nothing: draw the picture of this record.
+        record_path: Measure nothing: draw the picture of this record, or print its table. Also a record of
+            ``make gpu-check``, which holds the benchmark's.
+        table: Print a record's figures as the README's Markdown tables.
+        crossover: On a GPU, also measure from how many rows on it wins over the CPU; done anyhow without ``rows``.
 
     Returns:
         The exit code: 0, or 1 if a peer was wrong or broke down, or 2 if an argument is wrong. Missing a target is not
@@ -76,9 +84,11 @@ def main(
     """
     try:
         if record_path is not None:
-            if plot is None or rows or json_path or quick or grid or no_rows:
-                raise ValueError("bench: from draws the picture of a record; it takes plot and nothing else")
-            return _draw(_read_record(record_path), plot)
+            if not (plot or table) or rows or json_path or quick or grid or no_rows or crossover:
+                raise ValueError("bench: from shows a record; it takes plot or table, and nothing else")
+            return _show(record_path, plot, table)
+        if table:
+            raise ValueError("bench: table needs from, the record to make it of")
         chosen = _check_arguments(device, rows, json_path, grid, dtype, no_rows, plot)
     except (ValueError, ImportError) as error:
         print(error, file=sys.stderr)
@@ -102,6 +112,9 @@ def main(
         if row.device == "cuda" and rows and gpu is None:
             print(f"{row.id}: only for --device cuda on a machine with a GPU")
 
+    crossovers: list[Crossover] = []
+    if gpu is not None and (crossover or not (rows or no_rows)):
+        crossovers = run_crossover(gpu, QUICK if quick else FULL, quick=quick)
     planes: list[Plane] = []
     if grid:
         planes = run_grid(QUICK_GRID if quick else FULL_GRID, gpu or host, DTYPES[dtype])
@@ -115,6 +128,7 @@ def main(
         "limits": {name: measured.record() for name, measured in limits.items() if measured is not None},
         "rows": [result.record() for result in everything],
         "grid": [plane.record() for plane in planes],
+        "crossover": [one.record() for one in crossovers],
     }
     if json_path is not None:
         json_path.write_text(json_text(record))
@@ -123,6 +137,7 @@ def main(
         f"{result.row.id} on {result.device} failed: {result.failures[0]}" for result in everything if result.failures
     ]
     failures += [f"grid {plane.name} failed: {sentence}" for plane in planes for sentence in plane.wrong]
+    failures += [f"crossover {one.series.name} failed: {one.failure}" for one in crossovers if one.failure]
     for failure in failures:
         print(f"bench: {failure}", file=sys.stderr)
     if plot is not None:
@@ -132,6 +147,15 @@ def main(
             print(error, file=sys.stderr)
             return 1
     return 1 if failures else 0
+
+
+def _show(path: Path, plot: Path | None, table: bool) -> int:
+    record = _read_record(path)
+    if table:
+        if record["quick"]:
+            raise ValueError(f"bench: table needs a record of a full run, but got a quick one: {path}")
+        print("\n".join(markdown(record)))
+    return 0 if plot is None else _draw(record, plot)
 
 
 def _draw(record: dict[str, Any], folder: Path) -> int:
@@ -147,6 +171,10 @@ def _read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"bench: from must be a record that bench --json wrote, but got {path}: {error}") from None
+    if isinstance(record, dict) and "benchmarks" in record and "schema" not in record:  # that of make gpu-check
+        if record["benchmarks"] is None:
+            raise ValueError(f"bench: from must be a record with figures, but {path} says that no benchmark ran")
+        record = record["benchmarks"]
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise ValueError(f"bench: from must be a record of schema {SCHEMA} that bench --json wrote, but got {path}")
     return record
@@ -317,11 +345,16 @@ def _probe(work: Work, limits: Limits) -> Probe | None:
     if row.limit == "matrix":
         dtype = limits.matrix_dtype(row.dtype)
         return matrix_probe(dtype, limits.ways[dtype_name(dtype)], limits.matrix_size, work.device)
+    if row.limit == "products" and isinstance(work, StepWork):
+        X, y = work.inputs()
+        return products_probe(X, work.tensors["linear_weight"].detach(), y, row.gradients)
     return None
 
 
 def _bound(row: Row, probe: Probe, timed: Measurement, limits: Limits) -> Bound:
     need = count(row)
+    if row.limit == "products":
+        return Bound(f"its {need.operations / 1e9:.3g} GFLOP of products by mm", timed.median, timed)
     if row.limit not in ("read", "copy", "matrix"):
         return Bound(probe.way, timed.median, timed)
     rate = probe.amount / timed.median

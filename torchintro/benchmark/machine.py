@@ -8,7 +8,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ __all__ = [
     "dtype_name",
     "matrix_probe",
     "measure_limits",
+    "products_probe",
     "traffic_probe",
     "traffic_probes",
 ]
@@ -152,6 +153,29 @@ def matrix_probe(dtype: torch.dtype, way: str, size: int, device: torch.device) 
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     product = PRODUCTS[way]
     return Probe(way, lambda: product(a, b), 2 * size**3)
+
+
+def products_probe(X: Tensor, weight: Tensor, prediction: Tensor, gradients: Sequence[str]) -> Probe:
+    """Return a probe that does a step's own products one after the other: X W', G W and G' X, as far as asked for.
+
+    Args:
+        X: ``(N, D)``.
+        weight: ``(O, D)``.
+        prediction: ``(N, O)``, whose values stand for those of its gradient G.
+        gradients: Names of the tensors whose gradients the step computes.
+    """
+    products = [(X, weight.t())]
+    if "input" in gradients:
+        products.append((prediction, weight))
+    if "linear_weight" in gradients:
+        products.append((prediction.t(), X))
+    made = [(a, b, torch.mm(a, b)) for a, b in products]
+
+    def call() -> None:
+        for a, b, out in made:
+            torch.mm(a, b, out=out)
+
+    return Probe("mm", call, sum(2 * a.numel() * b.shape[1] for a, b, _ in made))
 
 
 def measure_limits(device: torch.device, effort: Effort, *, quick: bool) -> Limits:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from .. import functional, reference
 from ..training import initial_linear
-from . import jax_peers
+from . import chunked, jax_peers
 from .rows import Row
 from .timing import Call
 
-__all__ = ["Check", "Operator", "Outcome", "StepWork", "Work", "make_work", "relative_error"]
+__all__ = ["Check", "Operator", "Outcome", "StepWork", "Work", "first_line", "make_work", "relative_error"]
 
 Operator: TypeAlias = "Callable[..., Tensor]"
 Outcome: TypeAlias = "dict[str, Tensor]"
@@ -31,6 +31,15 @@ T = TypeVar("T")
 # error can be small by luck, and one rounding of the result is nobody's fault.
 ERROR_FACTOR = 4.0
 ERROR_UNITS = 2.0
+
+# Peers that are torch.compile, and how it is asked for.
+COMPILED: dict[str, dict[str, Any]] = {
+    "compile": {},
+    # Without CUDA graphs: a replay overwrites the results of the one before, and the kernels are what is compared.
+    "max-autotune": {"mode": "max-autotune-no-cudagraphs"},
+    # Every product by Inductor's own Triton templates, with their epilogues, none by the vendor's library.
+    "triton": {"options": {"max_autotune": True, "max_autotune_gemm_backends": "TRITON"}},
+}
 
 # Rows of an input are converted to float64 in pieces of this many elements.
 CHUNK_ELEMENTS = 1 << 25
@@ -116,7 +125,7 @@ class Work(abc.ABC):
             try:
                 return make()
             except Exception as error:  # whatever XLA raises
-                reason = f"JAX failed here: {_first_line(error)}"
+                reason = f"JAX failed here: {first_line(error)}"
         self.skipped["jax"] = reason
         return None
 
@@ -175,7 +184,8 @@ def _chunks(row: Row) -> Iterator[slice]:
         yield slice(start, min(row.rows, start + size))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its name if it says nothing."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[0].strip()
 
@@ -201,10 +211,18 @@ class StepWork(Work):
             "target": y,
         }
         self.leaves = {name: self.tensors[name].requires_grad_() for name in row.gradients}
-        operators: dict[str, Operator] = {"eager": reference.linear_mse_loss, "fused": fused}
+        operators: dict[str, Operator] = {
+            "eager": reference.linear_mse_loss,
+            "chunked": chunked.linear_mse_loss,
+            "fused": fused,
+        }
+        if compile and not COMPILED.keys().isdisjoint(row.peers):
+            # Once a row, as it undoes what was compiled before: else the shapes of earlier rows count towards the limit
+            # after which torch.compile gives up silently.
+            torch.compiler.reset()
         for peer in row.peers:
-            if peer == "compile":
-                self._add_compiled(compile)
+            if peer in COMPILED:
+                self._add_compiled(peer, compile)
             elif peer == "jax":
                 step = self._make_jax(jax, lambda: jax_peers.JaxStep(self.tensors, row.gradients))
                 if step is not None:
@@ -244,19 +262,18 @@ class StepWork(Work):
 
         return step
 
-    def _add_compiled(self, compile: bool) -> None:
+    def _add_compiled(self, peer: str, compile: bool) -> None:
         if not compile:
-            self.skipped["compile"] = "torch.compile is left out of this run"
+            self.skipped[peer] = "torch.compile is left out of this run"
             return
         try:
-            # Else the shapes of earlier rows count towards the limit after which torch.compile gives up silently.
-            torch.compiler.reset()
-            step = self._step(torch.compile(reference.linear_mse_loss, dynamic=False))
+            step = self._step(torch.compile(reference.linear_mse_loss, dynamic=False, **COMPILED[peer]))
             step()
         except Exception as error:  # whatever the compiler behind torch.compile raises
-            self.skipped["compile"] = f"torch.compile failed here: {_first_line(error)}"
+            way = "" if peer == "compile" else f" ({peer})"
+            self.skipped[peer] = f"torch.compile{way} failed here: {first_line(error)}"
         else:
-            self.calls["compile"] = step
+            self.calls[peer] = step
 
     def _outcome(self, peer: str) -> Outcome:
         step = self.calls[peer]

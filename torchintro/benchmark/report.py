@@ -14,6 +14,7 @@ from .rows import Row, Target, count
 from .timing import Measurement
 
 __all__ = [
+    "RATED",
     "SCHEMA",
     "Bound",
     "RowResult",
@@ -41,6 +42,7 @@ _COLUMNS = (
     ("GFLOP/s", 7),
     ("of limit", 8),
 )
+RATED = ("read", "copy", "matrix", "products")  # limits of rows whose bytes and operations say something
 _WIDTHS = tuple(width for _, width in _COLUMNS)
 _LEFT = 3
 
@@ -251,7 +253,7 @@ def _cells(result: RowResult, peer: str, baseline: Measurement | None) -> list[s
         time_text(measured.median),
         time_text(measured.spread),
         ratio,
-        *(rates if row.limit in ("read", "copy", "matrix") else ["-", "-"]),
+        *(rates if row.limit in RATED else ["-", "-"]),
         f"{result.bound.seconds / measured.median:.0%}" if result.bound else "-",
     ]
 

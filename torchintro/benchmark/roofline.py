@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .report import RATED
+
 __all__ = ["FORMATS", "Point", "check_matplotlib", "draw", "points"]
 
 FORMATS = ("png", "svg")
@@ -19,6 +21,9 @@ FORMATS = ("png", "svg")
 STYLES = (
     ("eager", "plain PyTorch", "o", "#8a8f98", 5.5),
     ("compile", "torch.compile", "s", "#3f7fbf", 5.0),
+    ("max-autotune", "torch.compile, max-autotune", "P", "#1f4e79", 5.0),
+    ("triton", "torch.compile, Triton products", "X", "#7c4dbd", 5.0),
+    ("chunked", "PyTorch in chunks", "v", "#b8860b", 5.5),
     ("jax", "JAX", "^", "#3a9a5b", 6.0),
     ("fused", "torchintro", "D", "#d9480f", 6.0),
 )
@@ -57,7 +62,7 @@ def points(record: Mapping[str, Any], device: str) -> list[Point]:
             )
             for row in record["rows"]
             if row["kind"] == "step" and row["device"] == device and row["peers"]
-            if row["limit"] is not None and row["limit"]["kind"] in ("read", "copy", "matrix")
+            if row["limit"] is not None and row["limit"]["kind"] in RATED
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"bench: the record must be one that bench --json wrote, but it lacks {error}") from None

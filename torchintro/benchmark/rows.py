@@ -62,7 +62,8 @@ class Row:
         gradients: The tensors that require a gradient.
         peers: What is measured side by side; the first is the baseline of ratios and of rounding errors.
         limit: What bounds the row on any implementation: ``"read"``, ``"copy"`` (memory traffic), ``"matrix"``
-            (operations), ``"call"`` (``W.sum().backward()``), ``"empty"`` (a study with an empty objective), or ``""``.
+            (operations, at the rate of large square matrices), ``"products"`` (the step's own products, one after the
+            other), ``"call"`` (``W.sum().backward()``), ``"empty"`` (a study with an empty objective), or ``""``.
         targets: What the fused peer is to reach on ``device``.
         device: ``"cpu"`` for a row whose targets are meant for the CPU and that runs anywhere, ``"cuda"`` for one that
             only runs there.
@@ -149,6 +150,51 @@ def count(row: Row) -> Count:
 
 _WITH_INPUT = ("input", "linear_weight", "linear_bias")
 _FIT_PEERS = ("eager", "fit reference", "jax", "fused")
+
+_STEP_PEERS_CUDA = ("eager", "compile", "max-autotune", "chunked", "fused")
+_PRODUCT_PEERS_CUDA = ("eager", "compile", "max-autotune", "triton", "chunked", "fused")
+
+
+def _streamed(
+    id: str,
+    rows: int,
+    in_features: int,
+    out_features: int,
+    dtype: torch.dtype,
+    gradients: tuple[str, ...] = ("linear_weight", "linear_bias"),
+) -> Row:
+    """Make a row of few outputs for a GPU, whose 4 GiB of input no cache holds: memory is its limit."""
+    return Row(
+        id,
+        "step",
+        rows,
+        in_features,
+        out_features,
+        dtype=dtype,
+        gradients=gradients,
+        peers=_STEP_PEERS_CUDA,
+        device="cuda",
+        limit="copy",
+        targets=(Target("limit", at_most=1 / 0.85),),
+    )
+
+
+def _multiplied(id: str, rows: int, in_features: int, out_features: int) -> Row:
+    """Make a row of many outputs for a GPU: matrix products are its limit."""
+    return Row(
+        id,
+        "step",
+        rows,
+        in_features,
+        out_features,
+        dtype=torch.bfloat16,
+        gradients=_WITH_INPUT,
+        peers=_PRODUCT_PEERS_CUDA,
+        device="cuda",
+        limit="products",
+        targets=tuple(Target(peer, at_least=1.1) for peer in _PRODUCT_PEERS_CUDA[:-1]),
+    )
+
 
 ROWS: tuple[Row, ...] = (
     Row("P1", "step", 100, 1, limit="call", targets=(Target("eager", at_most=0.52),)),
@@ -244,29 +290,42 @@ ROWS: tuple[Row, ...] = (
     Row("X3-2", "step", 262144, 64, dtype=torch.bfloat16),
     Row("X3-3", "step", 65536, 64, 16, dtype=torch.bfloat16),
     Row("X3-4", "step", 262144, 64, dtype=torch.float64),
-    Row("G1-f32", "step", 1 << 24, 64, device="cuda", limit="copy", targets=(Target("limit", at_most=1 / 0.85),)),
-    Row(
-        "G1-bf16",
-        "step",
-        1 << 24,
-        64,
-        dtype=torch.bfloat16,
-        device="cuda",
-        limit="copy",
-        targets=(Target("limit", at_most=1 / 0.85),),
+    *(
+        _streamed(f"G1{part}-{outputs}", rows, features, outputs, dtype)
+        for part, rows, features, dtype in (
+            ("a", 1 << 24, 64, torch.float32),
+            ("b", 1 << 20, 1024, torch.float32),
+            ("c", 1 << 25, 64, torch.bfloat16),
+            ("d", 1 << 21, 1024, torch.bfloat16),
+        )
+        for outputs in (1, 2, 4, 8)
     ),
-    Row("G1-8", "step", 1 << 20, 1024, 8, device="cuda", limit="copy", targets=(Target("limit", at_most=1 / 0.85),)),
-    Row(
-        "G2",
-        "step",
-        16384,
-        4096,
-        4096,
-        dtype=torch.bfloat16,
-        gradients=_WITH_INPUT,
-        device="cuda",
-        limit="matrix",
-        targets=(Target("eager", at_least=1.1), Target("compile", at_least=1.1)),
+    _streamed("G1e", 1 << 20, 1024, 1, torch.float32, gradients=_WITH_INPUT),
+    *(
+        _multiplied(f"G2{part}", rows, features, outputs)
+        for part, rows, features, outputs in (
+            ("a", 65536, 256, 8192),
+            ("b", 65536, 1024, 1024),
+            ("c", 65536, 1024, 4096),
+            ("d", 16384, 4096, 4096),
+            ("e", 16384, 4096, 8192),
+        )
+    ),
+    *(
+        Row(
+            f"G2m-{number}",
+            "memory",
+            rows,
+            features,
+            outputs,
+            dtype=torch.bfloat16,
+            gradients=_WITH_INPUT,
+            peers=("eager", "compile", "chunked", "fused"),
+            device="cuda",
+            limit="",
+            targets=(Target("eager", at_most=0.35),),
+        )
+        for number, rows, features, outputs in ((1, 65536, 1024, 8192), (2, 16384, 1024, 32768))
     ),
     Row(
         "G3",
