@@ -6,7 +6,7 @@
 //
 // Bytes of device memory, with s the size of input's dtype and u of target's: N D s to read X, N O u for t (as much again for
 // v); N D s and N O u to write dX and dT, where wanted; 2 blocks a multiprocessor leave O D partial sums each. W comes from
-// registers. Operations: 2 N D O each for p, dW and dX.
+// registers or the first-level cache. Operations: 2 N D O each for p, dW and dX.
 #include "cuda/kernels/arithmetic.h"
 #include "cuda/kernels/device.cuh"
 #include "cuda/kernels/elements.cuh"
@@ -23,8 +23,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kOwn = 4; // the most values of g that a thread works out in a pass
 constexpr int kSumRegisters = 32; // for a thread's sums of g' X, unless a single pack has more
-constexpr int kWeightRegisters =
-    16; // for its share of W; where that is more, it is read anew, from the first-level cache
+constexpr int kWeightRegisters = 16; // for its share of W; where that is more, W is read anew from the cache
 
 // How X, W and dX are accessed.
 enum class Access {
@@ -52,7 +51,7 @@ struct Shape {
   static constexpr int kElements = kPacks * kPack; // of a row, in a thread
   static constexpr int kValues = kRows * kOutputs; // of g, in a group of lanes and a pass
   static constexpr int kLeastLanes = std::max(1, kValues / kOwn);
-  // Two blocks a multiprocessor leave a thread 128 registers, which is too few for these.
+  // Two blocks a multiprocessor leave a thread 128 registers: too few for these.
   static constexpr int kLeastBlocks = kOutputs == 16 || (sizeof(Acc) == 8 && kOutputs > 1) || !kPacked ? 1 : 2;
   static constexpr bool kWeightInRegisters = kOutputs * kPacks * kPackRegisters <= kWeightRegisters;
   // Enough copies under way: two blocks of 64 KB a multiprocessor, of which half is being computed with.
