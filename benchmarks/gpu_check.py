@@ -2,9 +2,11 @@
 
     python benchmarks/gpu_check.py                                # everything
     python benchmarks/gpu_check.py --only build --only tests      # some parts; the day's record keeps the others'
+    python benchmarks/gpu_check.py --only benchmarks --group G1   # and of the benchmarks some rows
 
 Nothing is downloaded: the interpreter's own torch, ninja, pybind11 and pytest are used, and the extension is built in
-place.
+place. The record is written again after every part and every group of rows, so that a run that is killed loses no more
+than what it was at.
 The record, benchmarks/results/<date>-<device>.json, is what every GPU figure in the documentation comes from; the
 benchmark's own record is in it under "benchmarks".
 """
@@ -20,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -40,13 +42,17 @@ import importlib.util, sys
 from pathlib import Path
 from torchintro.benchmark.command import main
 from torchintro.benchmark.rows import ROWS
-rows = None
-if importlib.util.find_spec("optuna") is None:
-    rows = [row.id for row in ROWS if row.kind != "study"]
+rows = [row for row in ROWS if row.id.startswith({prefix!r})]
+if importlib.util.find_spec("optuna") is None and any(row.kind == "study" for row in rows):
+    rows = [row for row in rows if row.kind != "study"]
     print("gpu-check: Optuna is not installed here; the rows that are studies are left out.")
-sys.exit(main(device="cuda", rows=rows, json_path=Path({path!r}), crossover=True))
+if rows:
+    sys.exit(main(device="cuda", rows=[row.id for row in rows], json_path=Path({path!r}), crossover={crossover}))
 """
+# Each in a process of its own: what the rows' names begin with.
+GROUPS = {"P": "P", "X": "X", "G1": "G1", "G2": "G2", "G3": "G3", "G4": "G4", "crossover": "P1"}
 
+Save = Callable[[Mapping[str, Mapping[str, Any]], "Mapping[str, Any] | None"], None]
 Run = Callable[[list[str], Mapping[str, str]], "subprocess.CompletedProcess[str]"]
 
 
@@ -55,9 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", action="append", choices=PARTS, help="Run this part; repeat it for several. Default: all."
     )
-    asked = parser.parse_args(arguments).only or PARTS
+    parser.add_argument(
+        "--group",
+        action="append",
+        choices=GROUPS,
+        help="Of the benchmarks run this group, and keep the day's others; repeat it for several. Default: all.",
+    )
+    chosen = parser.parse_args(arguments)
+    asked = chosen.only or PARTS
+    if chosen.group and "benchmarks" not in asked:
+        return stop(f"--group needs the part benchmarks, but only {', '.join(asked)} was asked for.")
     try:
         import torch
+        from torch.utils.cpp_extension import CUDA_HOME
     except ImportError:
         return stop("torch is not installed for this interpreter; choose another with `make gpu-check PYTHON=...`.")
     if not torch.cuda.is_available():
@@ -79,11 +95,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
     }
-    check = Check(tuple(part for part in PARTS if part in asked), RESULTS / "figures.tmp")
+    stamp = {"date": now.isoformat(timespec="seconds"), "commit": commit(), "torch": torch.__version__}
+    record: dict[str, Any] = {}
+
+    def save(results: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Any] | None) -> None:
+        record.update(merged(old, head, {part: {**result, **stamp} for part, result in results.items()}, figures))
+        path.write_text(json.dumps(record, indent=1) + "\n")
+
+    check = Check(
+        tuple(part for part in PARTS if part in asked),
+        RESULTS / "figures.tmp",
+        groups=tuple(group for group in GROUPS if group in (chosen.group or GROUPS)),
+        figures=(old or {}).get("benchmarks") if chosen.group else None,
+        save=save,
+        toolkits=tuple(Path(home) for home in [CUDA_HOME] if home),
+    )
     results = check.run_parts()
-    stamp = {"date": now.isoformat(timespec="seconds"), "commit": commit()}
-    record = merged(old, head, {part: {**result, **stamp} for part, result in results.items()}, check.figures)
-    path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\nRecord: {path.relative_to(ROOT)}")
     print("\n".join(summary(record)))
     return exit_code(results)
@@ -96,30 +123,43 @@ class Check:
     Attributes:
         asked: Their names, in the order of PARTS.
         figures_path: Where the benchmark may write its record for a moment.
+        groups: Names of the benchmark's groups of rows.
+        save: Is told the results and the figures so far, after every part and every group.
         run: Runs a command.
         environment: Of the commands.
         which: Finds a program on the path.
-        figures: The benchmark's record, once it ran.
+        toolkits: Folders of CUDA's toolkit, as far as torch knows one.
+        figures: The benchmark's record, once it ran; what is there before it runs is added to.
     """
 
     asked: Sequence[str]
     figures_path: Path
+    groups: Sequence[str] = tuple(GROUPS)
+    save: Save = field(default_factory=lambda: lambda results, figures: None)
     run: Run = field(default_factory=lambda: run)
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     which: Callable[[str], str | None] = shutil.which
+    toolkits: Sequence[Path] = ()
     figures: dict[str, Any] | None = None
 
     def run_parts(self) -> dict[str, dict[str, Any]]:
         """Return for each part asked for its state ("passed", "failed" or "not run"), a summary and its seconds."""
-        do = {"build": self.build, "tests": self.tests, "sanitizer": self.sanitizer, "benchmarks": self.benchmarks}
+        do = {"build": self.build, "tests": self.tests, "sanitizer": self.sanitizer}
         results: dict[str, dict[str, Any]] = {}
         for part in self.asked:
             if results.get("build", {}).get("state") == "failed":
                 results[part] = {"state": "not run", "summary": "the build failed"}
                 continue
             start = time.monotonic()
+            if part == "benchmarks":
+                for so_far in self.benchmarks():
+                    results[part] = {**so_far, "seconds": round(time.monotonic() - start, 1)}
+                    self.save(results, self.figures)
+                continue
             results[part] = do[part]()
             results[part]["seconds"] = round(time.monotonic() - start, 1)
+            self.save(results, self.figures)
+        self.save(results, self.figures)
         return results
 
     def build(self) -> dict[str, Any]:
@@ -131,7 +171,7 @@ class Check:
         return outcome(done.returncode == 0, last_line(done))
 
     def sanitizer(self) -> dict[str, Any]:
-        program = sanitizer_path(self.environment, self.which)
+        program = sanitizer_path(self.environment, self.which, self.toolkits)
         if program is None:
             sentence = (
                 "compute-sanitizer is neither on PATH nor beside nvcc or in CUDA_HOME; it comes with CUDA's toolkit"
@@ -149,22 +189,45 @@ class Check:
             "tools": tools
         }
 
-    def benchmarks(self) -> dict[str, Any]:
-        self.figures_path.unlink(missing_ok=True)
-        done = self._python("-c", BENCHMARK.format(path=str(self.figures_path)))
-        try:
-            self.figures = json.loads(self.figures_path.read_text())
-        except (OSError, ValueError):
-            return outcome(False, f"no record was written: {last_line(done)}")
-        finally:
+    def benchmarks(self) -> Iterator[dict[str, Any]]:
+        """Run the groups one after the other; yield after each what the part has come to."""
+        wrong: list[str] = []
+        for i, group in enumerate(self.groups):
             self.figures_path.unlink(missing_ok=True)
-        return outcome(done.returncode == 0, f"{len(self.figures['rows'])} rows")
+            script = BENCHMARK.format(path=str(self.figures_path), prefix=GROUPS[group], crossover=group == "crossover")
+            done = self._python("-c", script)
+            try:
+                self.figures = with_figures(self.figures, json.loads(self.figures_path.read_text()))
+            except FileNotFoundError:
+                if done.returncode != 0:
+                    wrong.append(f"{group}: no record was written: {last_line(done)}")
+            except ValueError:
+                wrong.append(f"{group}: its record cannot be read: {last_line(done)}")
+            else:
+                if done.returncode != 0:
+                    wrong.append(f"{group}: {last_line(done)}")
+            finally:
+                self.figures_path.unlink(missing_ok=True)
+            rows = len(self.figures["rows"]) if self.figures else 0
+            left = self.groups[i + 1 :]
+            summary = "; ".join([f"{rows} rows", *wrong, *([f"not yet run: {', '.join(left)}"] if left else [])])
+            yield outcome(not wrong and not left, summary)
 
     def _python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self._run([sys.executable, *arguments], {})
 
     def _run(self, command: list[str], settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         return self.run(command, {**self.environment, "TORCHINTRO_CUDA": "1", "PYTHONPATH": str(ROOT), **settings})
+
+
+def with_figures(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a benchmark's record with the rows of another added, or put in the place of the same rows."""
+    if old is None:
+        return dict(new)
+    rows = {(row["id"], row["device"]): row for row in [*old["rows"], *new["rows"]]}
+    limits = {**old["limits"], **new["limits"]}
+    crossover = new.get("crossover") or old.get("crossover") or []
+    return {**new, "rows": list(rows.values()), "limits": limits, "crossover": crossover}
 
 
 def outcome(passed: bool, summary: str) -> dict[str, Any]:
@@ -183,14 +246,16 @@ def sanitizer_summary(output: str) -> str:
     return ", ".join([*found[-1:], *(line.strip() for line in tests[-1:])]) or "no summary"
 
 
-def sanitizer_path(environment: Mapping[str, str], which: Callable[[str], str | None]) -> str | None:
-    """Return compute-sanitizer on the path, beside nvcc or in CUDA_HOME, or None."""
+def sanitizer_path(
+    environment: Mapping[str, str], which: Callable[[str], str | None], toolkits: Sequence[Path] = ()
+) -> str | None:
+    """Return compute-sanitizer on the path, beside nvcc (maybe a wrapper), in a toolkit or CUDA_HOME, or None."""
     name = "compute-sanitizer"
     found = which(name)
     if found:
         return found
     nvcc = which("nvcc")
-    roots = [Path(nvcc).resolve().parent.parent] if nvcc else []
+    roots = [Path(nvcc).resolve().parent.parent, *toolkits] if nvcc else [*toolkits]
     roots += [Path(environment[variable]) for variable in ("CUDA_HOME", "CUDA_PATH") if environment.get(variable)]
     for root in roots:
         for folder in ("bin", "compute-sanitizer", "extras/compute-sanitizer"):

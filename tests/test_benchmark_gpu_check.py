@@ -14,7 +14,12 @@ gpu_check = importlib.util.module_from_spec(spec)
 sys.modules["gpu_check"] = gpu_check  # a dataclass looks its module up
 spec.loader.exec_module(gpu_check)
 
-FIGURES = {"schema": 1, "rows": [{}, {}]}
+FIGURES = {
+    "schema": 1,
+    "rows": [{"id": "P1", "device": "cpu"}, {"id": "P1", "device": "cuda"}],
+    "limits": {"cuda": 1},
+    "crossover": [],
+}
 
 
 class Commands:
@@ -41,7 +46,7 @@ class Commands:
 def check_with(tmp_path, asked=gpu_check.PARTS, which=lambda name: f"/tools/{name}", **options):
     path = tmp_path / "figures.tmp"
     commands = Commands(path, **options)
-    return gpu_check.Check(asked, path, commands, {"HOME": "/home"}, which), commands
+    return gpu_check.Check(asked, path, run=commands, environment={"HOME": "/home"}, which=which), commands
 
 
 def test_all_parts(tmp_path):
@@ -104,6 +109,7 @@ def test_where_the_sanitizer_is_looked_for(tmp_path):
     assert find(environment, {"compute-sanitizer": "/usr/bin/cs", **nvcc}.get) == "/usr/bin/cs"
     assert find(environment, nvcc.get) == beside
     assert find(environment, {}.get) == home
+    assert find({}, {"nvcc": "/somewhere/nvcc"}.get, [tmp_path / "toolkit"]) == beside
     assert find({"CUDA_HOME": ""}, {}.get) is None
     assert find({"CUDA_PATH": str(tmp_path)}, {}.get) is None
 
@@ -120,9 +126,37 @@ def test_after_a_failed_build_nothing_runs(tmp_path):
 def test_a_benchmark_without_a_record_failed(tmp_path):
     check, _ = check_with(tmp_path, ["benchmarks"], figures=None)
     results = check.run_parts()
+    assert results["benchmarks"]["state"] == "passed"
+    assert results["benchmarks"]["summary"] == "0 rows"  # there may be no row that can run: it ended well
+    check, _ = check_with(tmp_path, ["benchmarks"], figures=None, **{"torchintro.benchmark": 1})
+    check.groups = ["G1"]
+    results = check.run_parts()
     assert results["benchmarks"]["state"] == "failed"
-    assert results["benchmarks"]["summary"] == "no record was written: done"
+    assert results["benchmarks"]["summary"] == "0 rows; G1: no record was written: done"
     assert check.figures is None
+
+
+def test_groups_are_saved_one_by_one_and_added_to_what_is_there(tmp_path):
+    check, commands = check_with(tmp_path, ["benchmarks"])
+    old = {"id": "G2a", "device": "cuda", "status": "ok"}
+    check.groups = ["G1", "crossover"]
+    check.figures = {"schema": 1, "rows": [old], "limits": {"cpu": 2}, "crossover": ["kept"]}
+    saved = []
+    check.save = lambda results, figures: saved.append((dict(results["benchmarks"]), len(figures["rows"])))
+    check.run_parts()
+    assert saved[0][0]["summary"] == "3 rows; not yet run: crossover"
+    assert saved[0][0]["state"] == "failed"  # until all have run
+    assert saved[1][0]["state"] == "passed"
+    assert check.figures["rows"] == [old, *FIGURES["rows"]]
+    assert check.figures["limits"] == {"cpu": 2, "cuda": 1}
+    assert check.figures["crossover"] == ["kept"]
+    first, second = (command[-1] for command, _ in commands.calls)
+    assert "startswith('G1')" in first
+    assert "crossover=False" in first
+    assert "startswith('P1')" in second
+    assert "crossover=True" in second
+    for script in (first, second):
+        compile(script, "script", "exec")
 
 
 HEAD = {"device": "GPU"}
@@ -169,6 +203,11 @@ def test_the_record_of_the_day(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match="must be a record to add to, but got"):
             gpu_check.read_record(path)
+
+
+def test_a_group_without_its_part(monkeypatch, capsys):
+    assert gpu_check.main(["--only", "tests", "--group", "G1"]) == 2
+    assert "--group needs the part benchmarks, but only tests was asked for" in capsys.readouterr().err
 
 
 def test_a_part_that_does_not_exist(capsys):

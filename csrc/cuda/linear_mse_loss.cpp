@@ -22,14 +22,17 @@
 namespace torchintro {
 namespace {
 
-// Rows of a chunk in the regime of many outputs; not yet measured on a GPU. An element budget of 2^24 makes a chunk of
-// g 32 MB in 16 bits, which stays in the L2 cache of a data-centre GPU from A100 on until the next products read it, and
-// leaves each product some waves of tiles. At least 2048 rows, whatever O: each chunk's product for linear_weight's
-// gradient reads and writes all O D of its sums, which takes about as long as the multiplications at some hundred rows.
-int64_t chunk_rows(int64_t out_features) {
-  constexpr int64_t kElements = int64_t{1} << 24;
+// Rows of a chunk in the regime of many outputs; not yet measured on a GPU. Enough that a product with D or with O columns
+// has a tile for every multiprocessor (2^22 results are 128 tiles of 256 x 128), but not more than 32 MB of g in 16 bits,
+// which stay in the L2 cache of a data-centre GPU from A100 on until the next products read them. At least 2048 rows,
+// whatever O: each chunk's product for linear_weight's gradient reads and writes all O D of its sums, which takes about as
+// long as the multiplications at some hundred rows.
+int64_t chunk_rows(int64_t in_features, int64_t out_features) {
+  constexpr int64_t kMostElements = int64_t{1} << 24;
+  constexpr int64_t kLeastResults = int64_t{1} << 22;
   constexpr int64_t kLeastRows = 2048;
-  return std::max(kLeastRows, kElements / out_features);
+  const int64_t narrower = std::max<int64_t>(1, std::min(in_features, out_features));
+  return std::max(kLeastRows, std::min(kMostElements / out_features, kLeastResults / narrower));
 }
 
 cuda::Dtype kernel_dtype(const at::Tensor& tensor) {
@@ -122,8 +125,9 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> loss_and_gradients(const Probl
   if (p.rows == 0 || p.out_features == 0) {
     return results_of_nothing(p);
   }
-  return p.out_features <= cuda::kMaxFewOutputs ? few_outputs(p)
-                                                : many_outputs(p, chunk_rows(p.out_features), residual_step);
+  return p.out_features <= cuda::kMaxFewOutputs
+      ? few_outputs(p)
+      : many_outputs(p, chunk_rows(p.in_features, p.out_features), residual_step);
 }
 
 at::Tensor linear_mse_loss_cuda(

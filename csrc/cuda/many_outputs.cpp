@@ -1,5 +1,7 @@
 #include "cuda/many_outputs.h"
 
+#include "cuda/products.h"
+
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
@@ -12,10 +14,6 @@
 
 namespace torchintro {
 namespace {
-
-// Of a chunk's share of linear_weight's gradient in float32: 32 MB. Not yet measured on a GPU: outputs enough, with some
-// thousand features, that the product fills the GPU.
-constexpr int64_t kShareElements = int64_t{1} << 23;
 
 // out = alpha * a b + beta * out
 void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b, double alpha, double beta) {
@@ -36,22 +34,15 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
   chunk_rows = std::min(chunk_rows, p.rows);
   const bool one_chunk = chunk_rows == p.rows;
 
-  // In 16 bits the chunks' shares are products into float32: rounded one by one, nothing would be left of shares that
-  // cancel. float16's gradient is float32 to the end (gradient_dtype).
+  // In 16 bits the chunks' shares are added up in float32: rounded one by one, nothing would be left of shares that cancel.
+  // float16's gradient is float32 to the end (gradient_dtype).
   at::Tensor weight_gradient = gradients[kLinearWeight];
-  const bool wide = p.mask[kLinearWeight] && options.dtype().itemsize() == 2 &&
-      (!one_chunk || weight_gradient.scalar_type() == at::kFloat);
   const auto weight_gradient_dtype = weight_gradient.defined() ? weight_gradient.scalar_type() : at::kFloat;
+  const bool wide =
+      p.mask[kLinearWeight] && options.dtype().itemsize() == 2 && (!one_chunk || weight_gradient_dtype == at::kFloat);
   if (wide && weight_gradient_dtype != at::kFloat) {
     gradients[kLinearWeight].reset(); // its memory can be had again before it is needed
     weight_gradient = at::empty(weight_gradient.sizes(), options.dtype(at::kFloat));
-  }
-  // Some outputs' share at a time, so that there is no second (O, D) of them.
-  const int64_t share_outputs =
-      std::clamp<int64_t>(kShareElements / std::max<int64_t>(1, p.in_features), 1, p.out_features);
-  at::Tensor share;
-  if (wide && !one_chunk) {
-    share = at::empty({share_outputs, p.in_features}, weight_gradient.options());
   }
 
   auto loss_sum = at::zeros({}, sum_options);
@@ -98,24 +89,15 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(
       auto out = chunk_of(gradients[kInput]);
       product(out, prediction, p.linear_weight, p.input_gradient_factor * g_factor, 0.0);
     }
-    if (wide && begin == 0) {
-      at::mm_out(weight_gradient, prediction.t(), input, at::kFloat);
-    } else if (wide) {
-      for (int64_t first = 0; first < p.out_features; first += share_outputs) {
-        const int64_t outputs = std::min(share_outputs, p.out_features - first);
-        auto part = share.narrow(0, 0, outputs);
-        at::mm_out(part, prediction.narrow(1, first, outputs).t(), input, at::kFloat);
-        weight_gradient.narrow(0, first, outputs).add_(part);
-      }
+    const double beta = begin == 0 ? 0.0 : 1.0;
+    if (wide) {
+      cuda::add_product(weight_gradient, prediction, input, weight_gradient_factor, beta);
     } else if (p.mask[kLinearWeight]) {
-      product(weight_gradient, prediction.t(), input, weight_gradient_factor, begin == 0 ? 0.0 : 1.0);
+      product(weight_gradient, prediction.t(), input, weight_gradient_factor, beta);
     }
   }
 
   if (wide) {
-    if (weight_gradient_factor != 1.0) {
-      weight_gradient.mul_(weight_gradient_factor);
-    }
     gradients[kLinearWeight] = weight_gradient.to(weight_gradient_dtype);
   }
   if (p.mask[kLinearBias]) {

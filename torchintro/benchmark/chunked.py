@@ -53,6 +53,7 @@ class ChunkedLinearMSE(torch.autograd.Function):
                 d_bias += gradient.sum(0, dtype=accumulator)
             if d_target is not None:
                 torch.neg(gradient, out=d_target[part])
+            del error, gradient  # else this chunk is still held while the next is made
         if d_bias is not None and linear_bias is not None:
             d_bias = d_bias.to(linear_bias.dtype)
         ctx.save_for_backward(d_input, d_weight, d_target, d_bias)
