@@ -7,6 +7,7 @@
 // writes R O s for g and R O u for dT where they are wanted. Some 6 operations an element.
 #include "cuda/kernels/residual_step.h"
 
+#include "cuda/kernels/arithmetic.h"
 #include "cuda/kernels/device.cuh"
 #include "cuda/kernels/reduction.cuh"
 #include "cuda/kernels/scalar.cuh"
@@ -26,10 +27,6 @@ constexpr int kMinRowsPerThread = 4; // a block's partial sums stay small beside
 constexpr int kMaxRowsPerThread = 64; // as many terms a float accumulator of db takes in a row
 constexpr int64_t kMaxGridBlocks = (int64_t{1} << 31) - 1; // CUDA's limit
 
-int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 // How a call is cut into blocks. It depends on the call alone, not on the GPU, and so do the results.
 struct Plan {
   bool packed; // whether kPack neighbouring outputs are accessed at once
@@ -45,9 +42,7 @@ struct Plan {
 
 Plan make_plan(const ResidualStepCall& call) {
   Plan plan{};
-  const auto aligned = [](const void* pointer, Dtype dtype) {
-    return reinterpret_cast<uintptr_t>(pointer) % (kPack * size_of(dtype)) == 0;
-  };
+  const auto aligned = [](const void* pointer, Dtype dtype) { return is_aligned(pointer, kPack * size_of(dtype)); };
   const bool no_target = call.target.data == nullptr;
   plan.packed = call.out_features % kPack == 0 && (no_target || call.target.column_stride == 1) &&
       (no_target || call.target.row_stride % kPack == 0) && aligned(call.prediction, call.dtype) &&
