@@ -29,6 +29,21 @@ __device__ inline double block_sum(double value, int keep, int threads, double* 
   return sum;
 }
 
+// The block's partial sums, from those of its warps in order: sums[column * blocks + block] for the first `columns`, a thread
+// each. A barrier must lie between the warps' writing and this.
+template <int kWarps, int kColumns>
+__device__ inline void store_block_sums(
+    const double (&sums_of_warp)[kWarps][kColumns], int columns, double* sums, int64_t blocks) {
+  const int column = static_cast<int>(threadIdx.x);
+  if (column < columns) {
+    double total = 0;
+    for (int k = 0; k < kWarps; ++k) {
+      total += sums_of_warp[k][column];
+    }
+    sums[column * blocks + blockIdx.x] = total;
+  }
+}
+
 // Partial sums to be added up: `count` of them for each of `columns` results. Partial i of column c lies at
 // data[i * partial_stride + c * column_stride].
 template <typename T>

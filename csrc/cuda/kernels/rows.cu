@@ -446,19 +446,13 @@ __global__ void __launch_bounds__(kThreads, S::kLeastBlocks)
     }
   }
   __syncthreads();
-  if (thread <= (call.grad_linear_bias == nullptr ? 0 : call.out_features)) {
-    double total = 0;
-    for (int k = 0; k < kWarps; ++k) {
-      total += sums_of_warp[k][thread];
-    }
-    sums[thread * plan.blocks + blockIdx.x] = total;
-  }
+  store_block_sums(sums_of_warp, call.grad_linear_bias == nullptr ? 1 : 1 + call.out_features, sums, plan.blocks);
   if (!wants_weight) {
     return;
   }
 
   copy_async_wait<0>();
-  Acc* share = reinterpret_cast<Acc*>(memory); // [thread][element], where only the first group of a warp writes
+  Acc* share = reinterpret_cast<Acc*>(memory); // [element][thread], where only the first group of a warp writes
   Acc* destination = static_cast<Acc*>(weight_sums) + int64_t{blockIdx.x} * call.out_features * call.in_features;
 #pragma unroll
   for (int o = 0; o < kOutputs; ++o) {

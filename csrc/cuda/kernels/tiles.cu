@@ -17,6 +17,7 @@
 #include "cuda/kernels/elements.cuh"
 #include "cuda/kernels/first_stage.h"
 #include "cuda/kernels/grid.h"
+#include "cuda/kernels/reduction.cuh"
 
 #include <algorithm>
 
@@ -392,13 +393,7 @@ __global__ void __launch_bounds__(kThreads, kMore ? 1 : 2)
   }
   copy_async_wait<0>();
   __syncthreads(); // also: all tiles have been read
-  if (thread <= (call.grad_linear_bias == nullptr ? 0 : call.out_features)) {
-    double total = 0;
-    for (int k = 0; k < kWarps; ++k) {
-      total += sums_of_warp[k][thread];
-    }
-    sums[thread * plan.blocks + blockIdx.x] = total;
-  }
+  store_block_sums(sums_of_warp, call.grad_linear_bias == nullptr ? 1 : 1 + call.out_features, sums, plan.blocks);
   if (!wants_weight) {
     return;
   }
