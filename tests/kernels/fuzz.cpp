@@ -4,12 +4,12 @@
 //   fuzz [--seed S] [--rounds R] [--first F]    rounds F .. F + R - 1 of seed S; a failure says how to repeat it alone
 //   fuzz --self-test                            faults put in on purpose, each of which must be found
 #include "large.h"
+#include "repeat.h"
 #include "residual.h"
 #include "self_test.h"
 #include "sums.h"
 
 #include <cinttypes>
-#include <csignal>
 #include <cstdio>
 
 namespace torchintro::fuzz {
@@ -122,31 +122,8 @@ void fuzz(Random& random, const AddUpProblem& problem) {
   }
 }
 
-// What to print when a sanitizer, or the processor, ends the program.
-char current[100] = "";
-
-void print_current() {
-  if (::write(STDERR_FILENO, current, std::strlen(current)) < 0) {
-    _exit(1);
-  }
-}
-[[maybe_unused]] void end_after_fault(int) {
-  print_current();
-  _exit(1);
-}
-void tell_what_ran() {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_set_death_callback(print_current);
-#else
-  std::signal(SIGSEGV, end_after_fault);
-  std::signal(SIGBUS, end_after_fault);
-  std::signal(SIGILL, end_after_fault);
-#endif
-}
-
 void fuzz_round(uint64_t seed, int64_t round) {
-  std::snprintf(
-      current, sizeof current, "To repeat it: fuzz --seed %" PRIu64 " --first %" PRId64 " --rounds 1\n", seed, round);
+  begin_round("fuzz", seed, round);
   Random random(seed * 0x2545f4914f6cdd1du + static_cast<uint64_t>(round));
   if (random.one_in(4)) {
     fuzz(random, draw_residual_problem(random));
