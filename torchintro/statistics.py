@@ -189,7 +189,7 @@ class LinearStatistics:
         on_gpu = distributed.get_backend(group) == "nccl"
         if on_gpu and self.device.type != "cuda":
             raise ValueError(
-                f'{function}: the statistics must be on the GPU with the backend nccl, but are on {self.device}: '
+                f"{function}: the statistics must be on the GPU with the backend nccl, but are on {self.device}: "
                 'use .to("cuda")'
             )
         device = self.device if on_gpu else torch.device("cpu")
