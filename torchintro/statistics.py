@@ -136,7 +136,7 @@ class LinearStatistics:
             if given_weight is not None:
                 _checks.check_finite(function, "weight", given_weight)
             raise _overflow(function)
-        self._set(self._merged(function, tuple(moment.to(self.device) for moment in moments)))  # type: ignore[arg-type]
+        self._set(self._merged(function, tuple(moment.to(self.device) for moment in moments)))
         return self
 
     def merge(self, other: LinearStatistics) -> Self:
@@ -210,8 +210,9 @@ class LinearStatistics:
         shapes = _shapes(self.in_features, self.out_features)
         lengths = [math.prod(shape) for shape in shapes]
         for part in parts:
-            moments = [m.view(shape) for m, shape in zip(part.to(self.device).split(lengths), shapes, strict=True)]
-            merged._set(merged._merged(function, tuple(moments)))  # type: ignore[arg-type]
+            flat = torch.split(part.to(self.device), lengths)
+            moments = tuple(moment.view(shape) for moment, shape in zip(flat, shapes, strict=True))
+            merged._set(merged._merged(function, moments))  # type: ignore[arg-type]
         self._set(merged.tensors)
         return self
 
@@ -252,9 +253,8 @@ class LinearStatistics:
         """
         function = "LinearStatistics.load"
         content = _files.read(function, path, _KIND, _VERSION, map_location=device)
-        moments = tuple(content.get(name) for name in _NAMES)
-        tensors = all(isinstance(moment, Tensor) and moment.dtype == torch.float64 for moment in moments)
-        if not tensors or moments[1].dim() != 1 or moments[2].dim() != 1 or 0 in moments[4].shape:
+        moments = tuple(m for m in map(content.get, _NAMES) if isinstance(m, Tensor) and m.dtype == torch.float64)
+        if len(moments) < len(_NAMES) or moments[1].dim() != 1 or moments[2].dim() != 1 or 0 in moments[4].shape:
             raise ValueError(f"{function}: {path} is damaged: it must hold six tensors of float64")
         statistics = cls(moments[1].numel(), moments[2].numel(), device=device)
         for name, moment, shape in zip(
