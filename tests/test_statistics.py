@@ -86,7 +86,7 @@ def test_against_two_passes_in_float64(device, rows, d, o, weighted):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("target_dtype", [torch.float64, torch.float32, None])
-@pytest.mark.parametrize("d", [2, 33])
+@pytest.mark.parametrize("d", [2, 33, 514])
 def test_other_dtypes_are_widened_first(device, dtype, target_dtype, d):
     X, y = make(500, d, 2, dtype=dtype)
     y = y.to(target_dtype or dtype)
@@ -106,14 +106,14 @@ def test_whole_numbers_and_arrays(kind):
 
 
 @pytest.mark.parametrize("stride", [transposed, every_second, padded_rows, lambda tensor: tensor[:1].expand_as(tensor)])
-@pytest.mark.parametrize("d", [4, 40])
+@pytest.mark.parametrize("d", [4, 40, 514])
 def test_strides(device, stride, d):
     X, y = (stride(tensor.to(device)) for tensor in make(333, d, 2))
     assert_close(LinearStatistics(d, 2).update(X, y), direct(X, y))
 
 
 @pytest.mark.parametrize("ratio", [1e4, 1e8])
-@pytest.mark.parametrize("d", [3, 24])
+@pytest.mark.parametrize("d", [3, 24, 514])
 def test_a_mean_far_above_the_spread(device, ratio, d):
     """What is compared is the spread's own size: the rows are exact in float64, and so must their deviations be."""
     X, y = make(4000, d, 1, offset=0)
@@ -138,7 +138,7 @@ def test_sorted_rows_and_rows_that_jump():
 
 
 @pytest.mark.parametrize("value", [0.1, 1e8 / 3, -7.0])
-@pytest.mark.parametrize("d", [2, 20])
+@pytest.mark.parametrize("d", [2, 20, 514])
 def test_constant_columns_do_not_vary(device, value, d):
     X = torch.full((1000, d), value, dtype=torch.float64)
     X[:, 0] = torch.randn(1000)
@@ -148,7 +148,7 @@ def test_constant_columns_do_not_vary(device, value, d):
     assert bool((statistics.mean_x[1:].cpu() == value).all())
 
 
-@pytest.mark.parametrize("d", [3, 30])
+@pytest.mark.parametrize("d", [3, 30, 514])
 def test_a_whole_weight_is_so_many_rows(device, d):
     X, y = (tensor.to(device) for tensor in make(200, d, 2))
     weight = torch.randint(0, 4, (200,), device=device)
