@@ -463,14 +463,14 @@ def _readable(tensor: Tensor) -> Tensor:
 
 def _finite(moments: _Moments) -> bool:
     """Whether all is finite: the squares of the columns bound their products."""
-    _, _, _, sxx, _, syy = moments
-    if math.isfinite((sxx.diagonal().sum() + syy.sum()).item()):
+    count, _, _, sxx, _, syy = moments
+    if math.isfinite((count + sxx.diagonal().sum() + syy.sum()).item()):
         return True
     return all(bool(torch.isfinite(moment).all()) for moment in moments)  # a sum of finite squares may overflow
 
 
 def _overflow(function: str) -> ValueError:
     return ValueError(
-        f"{function}: the squares of X and y about their means must have sums within float64, but these overflow: "
-        "scale the columns down"
+        f"{function}: the weights, and the squares of X and y about their means, must have sums within float64, but "
+        "these overflow: scale them down"
     )
