@@ -471,6 +471,30 @@ class TestBackground:
         )
         assert (result.returncode, result.stdout, result.stderr) == (0, "5\n", "")
 
+    def test_ctrl_c_while_a_piece_is_waited_for(self):
+        program = (
+            "import os, signal, threading, time\n"
+            "from torchintro._background import ahead\n"
+            "used = threading.Event()\n"
+            "def make():\n"
+            "    yield 1\n"
+            "    used.wait()\n"
+            "    time.sleep(0.2)\n"
+            "    os.kill(os.getpid(), signal.SIGINT)\n"
+            "    time.sleep(1)\n"
+            "    yield 2\n"
+            "try:\n"
+            "    for item in ahead(make):\n"
+            "        print(item)\n"
+            "        used.set()\n"
+            "except KeyboardInterrupt:\n"
+            "    print('stopped', [t.name for t in threading.enumerate()])\n"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+        )
+        assert result.stdout == "1\nstopped ['MainThread']\n"
+
 
 class TestProgress:
     """Who is told how far it is."""
