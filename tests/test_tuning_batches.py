@@ -57,9 +57,9 @@ def batches(monkeypatch):
     trained = []
     train_models = engines.train_models
 
-    def spy(function, data, *, lr, **options):
+    def spy(data, *, lr, **options):
         trained.append(list(lr))
-        return train_models(function, data, lr=lr, **options)
+        return train_models(data, lr=lr, **options)
 
     monkeypatch.setattr(engines, "train_models", spy)
     return trained

@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from . import _checks
-from .training import optimizer_names
+from .optimizers import optimizer_names
 
 __all__ = ["BatchSampler", "batch_size_of", "check_values", "default_sampler", "learning_rates", "other_parameters"]
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from . import _checks, engines
 from ._search import BatchSampler, Space
+from .optimizers import Optimizer, parse_optimizer
 from .training import fit
 
 __all__ = ["Outcome", "Rows", "Trainer", "Trials"]
@@ -68,7 +69,7 @@ class Outcome:
         value: The objective after the last epoch.
         losses: The training loss of every epoch.
         values: The objective after every epoch.
-        stopped: The epoch, counted from 0, in which it diverged, or -1.
+        diverged: The epoch, counted from 1, in which it diverged, or None.
     """
 
     engine: str
@@ -77,7 +78,7 @@ class Outcome:
     value: float
     losses: Tensor
     values: Tensor
-    stopped: int
+    diverged: int | None
 
 
 class Trainer:
@@ -112,14 +113,14 @@ class Trainer:
         self._options = optimizer_options
         self._seed = seed
         self._engine = engine
-        self._made: dict[tuple[tuple[str, Any], ...], engines.Optimizer] = {}
+        self._made: dict[tuple[tuple[str, Any], ...], Optimizer] = {}
         self._reference: dict[int | None, float] = {}
         size = sum(parameter.numel() * parameter.element_size() for parameter in rows.initial.parameters())
         self.most_models = max(1, _BATCH_BYTES // (size * _ROWS_A_MODEL))
         self._shared = rows.shared and torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if self._shared else 0
 
-    def optimizer(self, parameters: Mapping[str, Any]) -> engines.Optimizer:
+    def optimizer(self, parameters: Mapping[str, Any]) -> Optimizer:
         """Return the optimizer of a trial's parameters; raise a ValueError if torch refuses them."""
         chosen = {name: value for name, value in parameters.items() if name not in ("lr", "batch_size")}
         key = tuple(chosen.items())
@@ -128,9 +129,9 @@ class Trainer:
             options = self._options
             if chosen:
                 options = {**(options if isinstance(options, Mapping) else {}), **chosen}
-            self._made[key] = engines.make_optimizer(
-                "tune", self._rows.initial, optimizer=self._optimizer, options=options, **named
-            )
+            made = parse_optimizer("tune", self._optimizer, named["momentum"], named["weight_decay"], options)
+            made.check("tune", list(self._rows.initial.parameters()), parameters.get("lr", _REFERENCE_LR))
+            self._made[key] = made
         return self._made[key]
 
     def refusal(self, parameters: Mapping[str, Any]) -> str | None:
@@ -154,7 +155,6 @@ class Trainer:
         outcomes: dict[int, Outcome] = {}
         for batch_size, members in groups.items():
             trained = engines.train_models(
-                "tune",
                 self._rows.data,
                 initial=self._rows.initial,
                 lr=[batch[index]["lr"] for index in members],
@@ -164,10 +164,10 @@ class Trainer:
                 seed=self._seed,
                 engine=self._engine,
             )
-            stopped: list[int] = trained.stopped.tolist()
-            epochs = sum(self.epochs if epoch < 0 else epoch + 1 for epoch in stopped)
+            failed = [None if failure is None else failure.epoch for failure in trained.failures]
+            epochs = sum(epoch or self.epochs for epoch in failed)
             values = trained.losses if trained.validation_losses is None else trained.validation_losses
-            columns = (trained.losses[-1].tolist(), values[-1].tolist(), trained.losses.T, values.T, stopped)
+            columns = (trained.losses[-1].tolist(), values[-1].tolist(), trained.losses.T, values.T, failed)
             for index, *column in zip(members, *columns, strict=True):
                 outcomes[index] = Outcome(trained.engine, trained.seconds / epochs, *column)
         return [outcomes[index] for index in range(len(batch))]
@@ -341,7 +341,7 @@ class Trials:
                 if trial.should_prune():
                     pruned, epochs = True, epoch + 1
                     break
-        diverged = outcome.stopped >= 0 and not pruned
+        diverged = outcome.diverged is not None and not pruned
         attributes: dict[str, Any] = {
             "engine": outcome.engine,
             "epochs": epochs,
@@ -351,7 +351,7 @@ class Trials:
         if pruned:
             attributes["train_loss"] = outcome.losses[epochs - 1].item()
         if diverged:
-            attributes |= {"diverged": True, "diverged_epoch": outcome.stopped + 1}
+            attributes |= {"diverged": True, "diverged_epoch": outcome.diverged}
         if self._benchmark and (plain := self._trainer.reference_seconds(parameters)) is not None:
             attributes["reference_seconds_per_epoch"] = plain
         for name, value in attributes.items():

@@ -14,11 +14,12 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
-from . import _checks, engines
+from . import _checks
 from ._search import batch_size_of, check_values, default_sampler, learning_rates, other_parameters
 from ._trials import Rows, Trainer, Trials
 from .data import split_rows
-from .training import ENGINES, ArrayLike, initial_linear, validation_pair
+from .engines import ENGINES, Data
+from .training import ArrayLike, initial_linear, validation_pair
 
 __all__ = ["best_lr", "tune"]
 
@@ -231,7 +232,7 @@ def _rows(X: object, y: object, validation: object, seed: int | None, *, fingerp
     }
     if fingerprint:  # only in a storage can a study be met again
         settings["data (SHA-256)"] = _fingerprint(features, targets, *(held_out or ()))
-    data = engines.in_memory("tune", features, targets, held_out)
+    data = Data(features, targets, held_out, function="tune", is_finite=True)
     return Rows(data, initial.to(features.device), settings, (features, targets, held_out))
 
 
