@@ -6,7 +6,6 @@ import inspect
 import itertools
 import math
 import numbers
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -235,24 +234,24 @@ class BatchSampler(BaseSampler):
         return math.log(lr / self._lr.low) / math.log(self._lr.high / self._lr.low) if lr > 0 else math.inf
 
     def _apart(self, lr: float, others: Mapping[str, Any]) -> float:
-        position = self._position(lr)
-        taken = [place for parameters, place in self._taken if parameters == others]
-
-        def is_free(place: float) -> bool:
-            return all(abs(place - other) >= self._gap * (1 - 1e-9) for other in taken)
-
-        if is_free(position):
+        position = below = above = self._position(lr)
+        taken = sorted(place for parameters, place in self._taken if parameters == others)
+        # Past all that are too close, upwards and downwards.
+        for place in taken:
+            if abs(place - above) < self._gap:
+                above = place + self._gap
+        for place in reversed(taken):
+            if abs(place - below) < self._gap:
+                below = place - self._gap
+        if above == position:
             return lr
-        edges = [edge for place in taken for edge in (place - self._gap, place + self._gap)]
-        free = [edge for edge in edges if 0 <= edge <= 1 and is_free(edge)]
-        nearest = min(free, key=lambda edge: abs(edge - position))
+        nearest = min((edge for edge in (below, above) if 0 <= edge <= 1), key=lambda edge: abs(edge - position))
         moved: float = self._lr.low * (self._lr.high / self._lr.low) ** nearest
         return min(max(moved, self._lr.low), self._lr.high)
 
 
 def default_sampler(seed: int | None) -> BaseSampler:
     """Return the sampler of studies that are given none."""
-    with warnings.catch_warnings():
-        # Optuna 4 calls it experimental to count the running trials as bad ones; Optuna 5 does so by default.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    # Its constant liar, which takes running trials for bad ones, is off: BatchSampler keeps a batch apart without, the
+    # losses found came out the same, and it writes once more a trial and believes what killed processes left behind.
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=False)

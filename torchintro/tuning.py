@@ -98,9 +98,9 @@ def tune(
         storage: Where Optuna keeps the study: a URL such as ``"sqlite:///study.db"`` or a storage object; None keeps
             it in memory.
         study_name: The study's name in the storage.
-        sampler: Any Optuna sampler, by default ``TPESampler``, seeded by ``seed`` plus the number of this call's first
-            trial, so that neither two processes nor two calls with one seed draw the same. Of your own, give each
-            process one with another seed.
+        sampler: Any Optuna sampler, by default ``TPESampler(constant_liar=False)``, seeded by ``seed`` plus the number of
+            this call's first trial, so that neither two processes nor two calls with one seed draw the same. Of your
+            own, give each process one with another seed.
         pruner: An Optuna pruner. It is shown the objective after each epoch, counted from 0, of one trial after the
             other, and tells the sampler what is not worth going on with; time it does not save, because a batch is
             trained to its end. Without a pruner no epochs are reported: recording them takes longer than training.
