@@ -234,7 +234,7 @@ def test_ctrl_c_within_training(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tune(X, y, n_trials=9, **options)
     states = [trial.state for trial in optuna.load_study(study_name="s", storage=storage).trials]
-    assert states == [TrialState.FAIL] * 9
+    assert states == [TrialState.COMPLETE] * 2 + [TrialState.FAIL] * 7  # this engine trains one after the other
     study = tune(X, y, n_trials=4, **options)
     assert len(set(lrs(study))) == 4
 
@@ -307,6 +307,11 @@ def test_no_warnings():
         ({"optimizer": "sdg"}, ValueError, "tune: optimizer must be one of ASGD.* but got 'sdg'"),
         ({"optimizer": "adam", "momentum": 1}, ValueError, "tune: momentum must be 0 for Adam"),
         ({"engine": "fast"}, ValueError, "tune: engine must be one of auto, .*autograd, .*, but got 'fast'"),
+        (
+            {"engine": "statistics", "batch_size": 8},
+            ValueError,
+            "tune: engine 'statistics' cannot do this: it has no mini-batches, but batch_size is 8 of 60 rows",
+        ),
         ({"trials_per_batch": 0}, ValueError, "tune: trials_per_batch must be at least 1, but got 0"),
         ({"trials_per_batch": 1.5}, TypeError, "tune: trials_per_batch must be an integer, but got 1.5"),
         ({"sampler": "tpe"}, TypeError, "tune: sampler must be an Optuna sampler or None, but got str"),

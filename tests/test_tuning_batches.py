@@ -335,6 +335,30 @@ def test_an_error_in_training_leaves_failed_trials(monkeypatch):
     assert states(study) == ["FAIL"] * 4 + ["COMPLETE"] * 4
 
 
+def test_ctrl_c_while_a_batch_is_trained_together(monkeypatch):
+    storage = optuna.storages.InMemoryStorage()
+    options = {"epochs": 2, "seed": 0, "storage": storage, "study_name": "s"}
+    with monkeypatch.context() as interrupted:
+
+        def interrupt(*arguments, **options):
+            raise KeyboardInterrupt
+
+        interrupted.setattr(engines, "_drive", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tune(X, y, n_trials=6, **options)
+    study = tune(X, y, n_trials=6, **options)
+    assert states(study) == ["FAIL"] * 6 + ["COMPLETE"] * 6
+
+
+def test_an_engine_that_trains_one_after_the_other_is_recorded_so(batches):
+    told = []
+    tune(X, y, n_trials=4, epochs=1, engine="autograd", progress=lambda *_: told.append(len(batches)))
+    assert told == [1, 2, 3, 4]
+    del batches[:], told[:]
+    tune(X, y, n_trials=4, epochs=1, engine="fused", progress=lambda *_: told.append(len(batches)))
+    assert told == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("interrupted", [0, 7, 9])
 def test_ctrl_c_within_a_batch(tmp_path, interrupted):
     options = {

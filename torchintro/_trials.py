@@ -146,21 +146,41 @@ class Trainer:
             return str(error)
         return None
 
-    def train(self, batch: Sequence[Mapping[str, Any]]) -> list[Outcome]:
-        """Train a model of each parameters, those of an equal batch size together."""
+    def check(self) -> None:
+        """Raise the ValueError of an optimizer or an engine that cannot do this."""
+        self._choose([self.optimizer({})], self._batch_size)
+
+    def _choose(self, optimizers: Sequence[Optimizer], batch_size: int | None) -> str:
+        rows = self._rows.data
+        return engines.choose(
+            rows, engine=self._engine, optimizers=optimizers, batch_size=batch_size, epochs=self.epochs
+        ).engine
+
+    def train(self, batch: Sequence[Mapping[str, Any]]) -> Iterator[Outcome]:
+        """Train a model of each parameters; give their outcomes in order, as soon as they and those before are there.
+
+        Models of an equal batch size are trained together, unless the engine trains one after the other anyway.
+        """
         self._send(batch)
+        optimizers = [self.optimizer(parameters) for parameters in batch]
         groups: dict[int | None, list[int]] = {}
         for index, parameters in enumerate(batch):
             groups.setdefault(parameters.get("batch_size", self._batch_size), []).append(index)
-        outcomes: dict[int, Outcome] = {}
+        jobs: list[tuple[list[int], int | None]] = []
         for batch_size, members in groups.items():
+            engine = self._choose([optimizers[index] for index in members], batch_size)
+            alone = engine in ("autograd", "reference")
+            jobs += [([index], batch_size) for index in members] if alone else [(members, batch_size)]
+        outcomes: dict[int, Outcome] = {}
+        done = 0
+        for members, batch_size in sorted(jobs, key=lambda job: job[0][0]):
             trained = engines.train_models(
                 self._rows.data,
                 initial=self._rows.initial,
                 lr=[batch[index]["lr"] for index in members],
                 epochs=self.epochs,
                 batch_size=batch_size,
-                optimizers=[self.optimizer(batch[index]) for index in members],
+                optimizers=[optimizers[index] for index in members],
                 seed=self._seed,
                 engine=self._engine,
             )
@@ -170,7 +190,9 @@ class Trainer:
             columns = (trained.losses[-1].tolist(), values[-1].tolist(), trained.losses.T, values.T, failed)
             for index, *column in zip(members, *columns, strict=True):
                 outcomes[index] = Outcome(trained.engine, trained.seconds / epochs, *column)
-        return [outcomes[index] for index in range(len(batch))]
+            while done in outcomes:
+                yield outcomes.pop(done)
+                done += 1
 
     def reference_seconds(self, parameters: Mapping[str, Any]) -> float | None:
         """Return what an epoch of the plain loop takes, measured on a few at the first call for a batch size."""
@@ -225,7 +247,8 @@ class Trainer:
         """Train what rank 0 trains; return a copy of its study."""
         self._rows.initial.load_state_dict(self._receive())
         while isinstance(message := self._receive(), list):
-            self.train(message)
+            for _ in self.train(message):
+                pass
         if isinstance(message, str):
             raise RuntimeError(f"tune: rank 0 stopped the study: {message}")
         name, attributes, trials = message

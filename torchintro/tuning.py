@@ -59,8 +59,9 @@ def tune(
 
     Equivalent to ``study.optimize`` over an objective that takes ``lr`` from
     ``trial.suggest_float("lr", *lr, log=True)``, trains an ``nn.Linear`` and returns its final loss, except that
-    Optuna is asked for several trials at once and these are trained together. All trials start from the same
-    parameters. A learning rate that diverges is a finished trial of value infinity.
+    Optuna is asked for several trials at once and these are trained together (by the engines ``"autograd"`` and
+    ``"reference"`` one after the other). All trials start from the same parameters. A learning rate that diverges is a
+    finished trial of value infinity.
 
     Two trials of a batch that differ in their learning rates only are at least 2 % of the range (on its logarithmic
     scale) apart, where a batch is of at most 20: one that is drawn closer by is moved to the nearest learning rate that
@@ -98,8 +99,8 @@ def tune(
         storage: Where Optuna keeps the study: a URL such as ``"sqlite:///study.db"`` or a storage object; None keeps
             it in memory.
         study_name: The study's name in the storage.
-        sampler: Any Optuna sampler, by default ``TPESampler(constant_liar=False)``, seeded by ``seed`` plus the number of
-            this call's first trial, so that neither two processes nor two calls with one seed draw the same. Of your
+        sampler: Any Optuna sampler, by default ``TPESampler(constant_liar=False)``, seeded by ``seed`` plus the number
+            of this call's first trial, so that neither two processes nor two calls with one seed draw the same. Of your
             own, give each process one with another seed.
         pruner: An Optuna pruner. It is shown the objective after each epoch, counted from 0, of one trial after the
             other, and tells the sampler what is not worth going on with; time it does not save, because a batch is
@@ -156,7 +157,7 @@ def tune(
     if others:
         check_values(others, trainer.refusal)
     else:
-        trainer.optimizer({})
+        trainer.check()
     settings = {
         **options,
         "optimizer_options": None if optimizer_options is None else repr(dict(optimizer_options)),
