@@ -57,8 +57,7 @@ def choose(rows: Rows, *, engine: str, optimizers: Sequence[Optimizer], batch_si
         ValueError: The engine that was asked for cannot do it, or none can.
     """
     streamed = isinstance(rows, TableRows)
-    count = rows.count
-    full = batch_size is None or (count is not None and batch_size >= count)
+    full = batch_size is None or ((known := rows.count) is not None and batch_size >= known)
     unknown = _why_not_operators(rows.dtype, optimizers)
     why_not = {
         "fused": unknown or ("a table has no full batch in memory" if streamed and full else ""),
@@ -87,6 +86,7 @@ def choose(rows: Rows, *, engine: str, optimizers: Sequence[Optimizer], batch_si
         return Choice("autograd", unknown) if unknown else Choice("fused", "a table, mini-batches in its order")
     if unknown:
         return Choice("autograd", unknown)
+    count = rows.count
     assert count is not None
     many_outputs = rows.out_features > _FEW_OUTPUTS
     if full and rows.dtype == torch.float64:

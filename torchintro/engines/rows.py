@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -167,8 +168,13 @@ class TableRows(Rows):
         self.in_features, self.out_features = table.in_features, table.out_features
         self.has_validation = validation is not None
         self.seed, self.progress = seed or 0, progress
-        self.train = table.split(validation, seed=self.seed)[0] if isinstance(validation, float) else table
         self.statistics: tuple[LinearStatistics, LinearStatistics | None] | None = None
+
+    @functools.cached_property
+    def train(self) -> Table:
+        """The rows that are not held out."""
+        held_out = self.validation
+        return self.table.split(held_out, seed=self.seed)[0] if isinstance(held_out, float) else self.table
 
     @property
     def count(self) -> int | None:

@@ -23,16 +23,16 @@ class OperatorRun(abc.ABC):
     def __init__(self, initial: nn.Linear, rules: Sequence[Rule], *, dtype: torch.dtype) -> None:
         models = len(rules)
         weight, bias = initial.weight.detach(), initial.bias
-        self.weight = weight.to(dtype).expand(models, -1, -1).contiguous().clone()
-        self.bias = None if bias is None else bias.detach().to(dtype).expand(models, -1).contiguous().clone()
+        whole = torch.contiguous_format
+        self.weight = weight.to(dtype).expand(models, -1, -1).clone(memory_format=whole)
+        self.bias = None if bias is None else bias.detach().to(dtype).expand(models, -1).clone(memory_format=whole)
         self.rule = rules[0].name
         self.options = torch.tensor([rule.options for rule in rules], dtype=torch.float64)
         memory = 1 + max(rule.memory for rule in rules)
         parameters = weight.numel() + weight.shape[0]
         self.state = torch.zeros(memory, models, parameters, dtype=dtype, device=self.weight.device)
-        self.state[0, :, : weight.numel()] = self.weight.flatten(1)
-        if self.bias is not None:
-            self.state[0, :, weight.numel() :] = self.bias
+        first = weight.flatten() if bias is None else torch.cat([weight.flatten(), bias.detach()])
+        self.state[0, :, : first.numel()] = first
         self.stopped = torch.full((models,), -1)
         self.trained = initial.weight.requires_grad, bias is not None and bias.requires_grad
         self.epoch = self.step = 0

@@ -101,16 +101,17 @@ def _drive(run: OperatorRun, rows: Rows, lr: Tensor, report: Report | None, want
         first = run.epoch
         count = min(size, epochs - first, epochs if wanted is None else wanted(first))
         began = time.perf_counter()
-        some, of_held_out = run.advance(lr[first : first + count])
+        some, of_held_out = run.advance(lr if count == epochs else lr[first : first + count])
         size = max(1, int(count * min(2.0, _CALL_SECONDS / max(time.perf_counter() - began, 1e-9))))
         losses.append(some)
         validation_losses.append(of_held_out)
-        stopped = run.stopped.min().item() >= 0
-        if first == 0 and run.stopped.max().item() >= 0 and bool((run.stopped == 0).any()):
+        stops = run.stopped.tolist()
+        stopped = min(stops) >= 0
+        if first == 0 and 0 in stops:
             rows.check_finite()  # what the pass for second moments did not look for
         if report is not None:
             # An epoch in which all models failed has no loss to report.
-            last = int(run.stopped.max()) if stopped else first + count
+            last = max(stops) if stopped else first + count
             for epoch in range(first, min(first + count, last)):
                 report(epoch + 1, some[epoch - first])
         if stopped:
@@ -139,8 +140,9 @@ def _failures(run: OperatorRun, rows: Rows, losses: Tensor, validation_losses: T
     epochs, models = losses.shape
     failures: list[Failure | None] = [None] * models
     largest = torch.finfo(rows.dtype).max
-    extremes = [parameter.flatten(1).abs().amax(1) for parameter in (run.weight, run.bias) if parameter is not None]
-    within = [all(extreme[k].item() <= largest for extreme in extremes) for k in range(models)]
+    parameters = [parameter for parameter in (run.weight, run.bias) if parameter is not None]
+    extremes = [torch.linalg.vector_norm(parameter.flatten(1), math.inf, 1).tolist() for parameter in parameters]
+    within = [all(extreme <= largest for extreme in of_model) for of_model in zip(*extremes, strict=True)]
 
     def in_dtype(loss: float) -> float:
         return math.inf if loss > largest else loss
@@ -202,15 +204,14 @@ def train_models(
     choice = choose(rows, engine=engine, optimizers=optimizers, batch_size=batch_size, epochs=epochs)
     if begin is not None:
         begin(choice)
-    rates = [[rate] * epochs if isinstance(rate, (int, float)) else list(rate) for rate in lr]
+    table = _table(lr, epochs)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     if choice.engine in LOSS_FUNCTIONS:
         rows.check_finite()
         trained = _loop_through(
-            rows, initial, rates, epochs, batch_size, optimizers, shuffle, seed, choice.engine, report, into
+            rows, initial, table.t().tolist(), epochs, batch_size, optimizers, shuffle, seed, choice.engine, report, into
         )
     else:
-        table = torch.tensor(rates, dtype=torch.float64).t().contiguous()
         run = _make_run(choice, rows, initial, optimizers, batch_size, shuffle, generator)
         try:
             trained = _drive(run, rows, table, report, wanted)
@@ -225,6 +226,12 @@ def train_models(
                         into.bias.copy_(run.bias[0])
     trained.engine, trained.reason = choice.engine, choice.reason
     return trained
+
+
+def _table(lr: Sequence[float] | Sequence[Sequence[float]], epochs: int) -> Tensor:
+    """Return the learning rates ``(epochs, K)`` of K models: each is one number, or one an epoch."""
+    rates = torch.tensor(lr, dtype=torch.float64)
+    return (rates.t() if rates.dim() > 1 else rates.expand(epochs, -1)).contiguous()
 
 
 def _loop_through(
