@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["FULL", "QUICK", "Call", "Effort", "Interruptions", "Measurement", "interleaved"]
+__all__ = ["FULL", "QUICK", "Call", "Effort", "Interruptions", "Measurement", "interleaved", "once"]
 
 Call = Callable[[], object]
 
@@ -113,6 +113,12 @@ def interleaved(
                     calls[name]()
                 samples[name].append(sampler(calls[name], repeats[name]))
     return {name: Measurement(tuple(samples[name]), repeats[name]) for name in names}
+
+
+def once(call: Call, device: torch.device) -> Measurement:
+    """Time a single call, of a peer that has run before."""
+    with _no_collection():
+        return Measurement((_clock_on(device)(call, 1),))
 
 
 def _cost(sampler: Callable[[Call, int], float], call: Call) -> float:
