@@ -121,6 +121,7 @@ RowsRun check_rows_run(
 
 MomentsRun check_moments_run(
     at::TensorList moments,
+    at::TensorList validation,
     const at::Tensor& linear_weight,
     const OptionalTensor& linear_bias,
     const at::Tensor& lr,
@@ -130,7 +131,6 @@ MomentsRun check_moments_run(
     std::string_view optimizer,
     int64_t epoch,
     int64_t step,
-    at::TensorList validation,
     bool train_weight,
     bool train_bias,
     double largest);

@@ -33,21 +33,23 @@ struct FewOutputs {
   Strided<const void> input; // (N, D), input dtype
   const void* linear_weight; // (O, D) contiguous, float32 (float64 for float64)
   const void* linear_bias; // (O) contiguous, same; null without
-  Strided<const void> target; // (N, O), target dtype
-  Strided<const void> weight; // (N, O), target dtype; null without
+  Strided<const void> target; // (N, O / models), target dtype
+  Strided<const void> weight; // (N, O / models), target dtype; null without
   int64_t rows; // N: what lies behind a block may be asked for ahead
+  int64_t rows_between; // from a block's end to what its thread goes on with, which is asked for ahead
   int64_t in_features;
-  int64_t out_features;
+  int64_t out_features; // of all models together
+  int64_t models; // that share the input and the target: target and weight have the columns of one
   double residual_scale;
   double target_scale; // dt = target_scale * g
   double input_scale;
   void* grad_input; // (N, D) contiguous, input dtype; null if not asked for
-  void* grad_target; // (N, O) contiguous, target dtype; null if not asked for
+  void* grad_target; // (N, O) contiguous, target dtype; null if not asked for, and with several models
   bool wants_weight_gradient;
   bool past_caches; // grad_input is larger than the caches: nobody finds it there afterwards
 };
 
-// A block's sums: partial[0] the loss, partial[1 .. O] the bias gradient, then O x D of the weight gradient (if wanted).
+// A block's sums: the loss of each of M models, O values of the bias gradient, then O x D of the weight gradient (if wanted).
 // All overwritten. `scratch` holds few_outputs_scratch_bytes, aligned to kScratchAlignment.
 using FewOutputsKernel =
     void (*)(const FewOutputs&, int64_t row_begin, int64_t row_end, double* partial, void* scratch);
@@ -115,10 +117,21 @@ inline int64_t residual_scratch_bytes(const Residual& a) {
 using AddUpKernel = void (*)(
     const double* sums, int64_t blocks, int64_t stride, int64_t begin, int64_t end, double scale, void* gradient);
 
+// Columns [column_begin, column_end) of to = from * matrix, in float64, for a few rows; where the columns are cut does not
+// change a bit of them.
+struct RowProducts {
+  const double* from; // (rows, inner) contiguous
+  const double* matrix; // (inner, columns) contiguous
+  double* to; // (rows, columns) contiguous
+  int64_t rows, inner, columns;
+};
+using RowProductsKernel = void (*)(const RowProducts&, int64_t column_begin, int64_t column_end);
+
 struct Kernels {
   FewOutputsKernel few_outputs;
   ResidualKernel residual;
   AddUpKernel add_up;
+  RowProductsKernel row_products; // the same for all dtypes
 };
 
 // For an input and a target dtype. The pairs are (T, T), and 16-bit inputs with a float32 target.

@@ -1,0 +1,5 @@
+#pragma once
+#include "fit/fit.h"
+namespace torchintro::fit {
+Losses composed_rows_run(const RowsRun& run);
+}
