@@ -51,8 +51,8 @@ from .report import (
 )
 from .rows import Row, count, quick_row, select
 from .table import markdown
-from .trials import FULL_PLAN, QUICK_PLAN, Curve, run_trials
 from .timing import FULL, QUICK, Effort, Interruptions, Measurement, interleaved, once
+from .trials import FULL_PLAN, QUICK_PLAN, Curve, run_trials
 
 __all__ = ["main", "run_row"]
 

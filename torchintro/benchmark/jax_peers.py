@@ -103,9 +103,9 @@ class JaxStep:
 
 
 def _descend(X: Any, y: Any, lr: Any) -> Callable[[Any, Any], Any]:
-    """Return a step of gradient descent as ``scan`` wants it: on all rows for None, on some by their numbers, or on a pair.
+    """Return a step of gradient descent as ``scan`` wants it.
 
-    A pair is a batch by itself, its rows of ``X`` and of ``y``.
+    Its batch is None for all rows, or the numbers of some, or a pair: its rows of ``X`` and of ``y`` themselves.
     """
     value_and_grad = _jax().value_and_grad(lambda parameters, X, y: _loss(X, parameters[0], parameters[1], y))
 

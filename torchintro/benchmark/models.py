@@ -19,7 +19,7 @@ __all__ = ["ModelsWork", "exact_parameters"]
 
 
 class ModelsWork(Work):
-    """Trainings from the same start, one for each learning rate; their results are the parameters that they end with."""
+    """Trainings from the same start, one for each learning rate, whose results are the parameters at their ends."""
 
     LR = (1e-4, 1e-1)
 
@@ -27,7 +27,7 @@ class ModelsWork(Work):
         super().__init__(row, device)
         self.X, self.y = self._data()
         self.initial = initial_linear(row.in_features, row.out_features, seed=0, dtype=row.dtype).to(device)
-        self.lrs: list[float] = torch.logspace(*torch.tensor(self.LR).log10().tolist(), row.trials).tolist()
+        self.lrs = loops.learning_rates(*self.LR, row.trials)
         by_hand: dict[str, Batches] = {
             "eager slices": functools.partial(loops.slices, row.batch_size),
             "eager shuffled": functools.partial(loops.shuffled, row.batch_size),

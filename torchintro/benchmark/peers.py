@@ -119,7 +119,7 @@ class Work(abc.ABC):
     def verify(self) -> dict[str, dict[str, Check]]:
         """Run every peer once; return the errors of its results.
 
-        The baseline's are the yardstick of this package's peers. The others are PyTorch's and may sum as carelessly as they
+        The baseline's are the yardstick of this package's. The others are PyTorch's and may sum as carelessly as they
         like: half the digits of the dtype, or two where the sum is long, show that they do the same work.
         """
         errors = self._errors({peer: self._outcome(peer) for peer in self.calls if peer not in self.unlike})

@@ -23,7 +23,7 @@ ALPHA = 1.0  # scikit-learn's default
 TIME_CONSTANTS = 8.0
 
 
-def _check(device: torch.device, y: Tensor) -> None:
+def _check(device: torch.device) -> None:
     if device.type != "cpu":
         raise Unavailable("scikit-learn is compared on the CPU only")
     if importlib.util.find_spec("sklearn") is None:
@@ -40,7 +40,7 @@ class DescentByRows:
     NOTE = "sklearn is SGDRegressor: an update a row, not one a batch; checked is that its loss ends close to the least"
 
     def __init__(self, X: Tensor, y: Tensor, *, shuffle: bool) -> None:
-        _check(X.device, y)
+        _check(X.device)
         self.X, self.y = X, y
         self.lr = TIME_CONSTANTS / X.shape[0]
         self.shuffle = shuffle
@@ -82,12 +82,12 @@ class RidgeSolve:
     """
 
     NOTE = (
-        f'ridge is one fit of Ridge(alpha={ALPHA:g}, solver="cholesky"), the closed form and no study: what leads to the '
-        "least loss at once; checked are its parameters"
+        f'ridge is one fit of Ridge(alpha={ALPHA:g}, solver="cholesky"), the closed form and no study: the least loss '
+        "at once; checked are its parameters"
     )
 
     def __init__(self, X: Tensor, y: Tensor) -> None:
-        _check(X.device, y)
+        _check(X.device)
         self.X, self.y = X, y
         self.arguments = X.numpy(), y.numpy()
         self.model: Any = None
@@ -108,7 +108,7 @@ class RidgeSolve:
 
 
 def least_squares(X: Tensor, y: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Return the weight ``(O, D)`` and the bias ``(O,)`` of the least sum of squares plus ``ridge`` times the weight's."""
+    """Return the weight ``(O, D)`` and bias ``(O,)`` of the least sum of squares plus ``ridge`` times the weight's."""
     x_mean, y_mean = X.mean(0), y.mean(0)
     Xc = X - x_mean
     moments = Xc.T @ Xc

@@ -1,7 +1,7 @@
-"""Time against the number of trials: many learning rates at once beside the plain loop, which trains one after the other.
+"""Time against the number of trials: many learning rates at once beside the plain loop, one training after the other.
 
-A training of the loop is independent of the others, so that many take as many times as long as one: what would take too long
-is scaled up and marked. What shares work between the trials is only measured.
+A training of the loop is independent of the others, so that many take as many times as long as one: what would take too
+long is scaled up and marked. What shares work between the trials is only measured.
 """
 
 from __future__ import annotations
@@ -160,19 +160,19 @@ class _Trainings:
 
     def loop(self, trials: int, epochs: int) -> tuple[Tensor, Tensor]:
         """Train one model after the other, by hand."""
-        lrs = _rates(trials)
+        lrs = loops.learning_rates(*LR, trials)
         losses = []
-        for lr in lrs.tolist():
+        for lr in lrs:
             model = initial_linear(self.X.shape[1], 1, seed=0).to(self.X.device)
             losses.append(loops.train(model, self.X, self.y, lr, epochs).item())
-        return lrs, torch.tensor(losses, dtype=torch.float64)
+        return torch.tensor(lrs, dtype=torch.float64), torch.tensor(losses, dtype=torch.float64)
 
     def models(self, trials: int, epochs: int) -> tuple[Tensor, Tensor]:
         """Train all models in one call of the engines."""
-        lrs = _rates(trials)
-        trained = fused.ModelsAtOnce(self.X, self.y, self.initial, epochs=epochs, batch_size=None)(lrs.tolist())
+        lrs = loops.learning_rates(*LR, trials)
+        trained = fused.ModelsAtOnce(self.X, self.y, self.initial, epochs=epochs, batch_size=None)(lrs)
         self.engines["models"] = trained.engine
-        return lrs, trained.losses[-1]
+        return torch.tensor(lrs, dtype=torch.float64), trained.losses[-1]
 
     def tune(self, trials: int, epochs: int) -> tuple[Tensor, Tensor]:
         """Let Optuna choose the learning rates."""
@@ -189,11 +189,6 @@ class _Trainings:
         exact = exact_losses(self.X.double(), self.y.double(), self.initial.double(), lrs, epochs)
         self.initial.float()
         return Check(relative_error(losses, exact), math.sqrt(torch.finfo(torch.float32).eps))
-
-
-def _rates(trials: int) -> Tensor:
-    low, high = (math.log10(bound) for bound in LR)
-    return torch.logspace(low, high, trials, dtype=torch.float64)
 
 
 Run = Callable[[int, int], tuple[Tensor, Tensor]]
@@ -293,8 +288,8 @@ def run_trials(device: torch.device, plan: Plan, shapes: Sequence[Shape] = SHAPE
 
 def _head(plan: Plan) -> list[str]:
     return [
-        f"time against trials, {plan.epochs} epochs each, full batch; loop: plain PyTorch, one training after the other;",
-        "models: all learning rates in one call; tune: the same number of trials of an Optuna study; x: the loop / that;",
+        f"time against trials, {plan.epochs} epochs each, full batch; loop: plain PyTorch, one after the other;",
+        "models: all learning rates in one call; tune: a study of as many trials; x: the loop / that;",
         "*: not run in full, but scaled up",
         "",
         f"{'data':<18}  {'trials':>6}  {'loop':>12}   {'models':>12}  {'x':>8}  {'tune':>12}  {'x':>8}",
