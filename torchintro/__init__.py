@@ -14,6 +14,7 @@ from ._version import __version__
 from .evaluation import evaluate
 from .functional import linear_mse_loss
 from .nn import LinearMSELoss
+from .statistics import LinearStatistics
 from .training import DivergedError, FitResult, fit
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = [
     "DivergedError",
     "FitResult",
     "LinearMSELoss",
+    "LinearStatistics",
     "__version__",
     "evaluate",
     "fit",
