@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import engines
+from ..optimizers import Optimizer
 from .peers import Unavailable, first_line
 
 __all__ = ["ModelsAtOnce", "OperatorFit", "training_operator"]
@@ -68,23 +70,18 @@ class ModelsAtOnce:
     def __init__(
         self, X: Tensor, y: Tensor, initial: nn.Linear, *, epochs: int, batch_size: int | None, shuffle: bool = True
     ) -> None:
-        try:
-            from .. import engines
-        except ImportError:
-            raise Unavailable("this build of torchintro has no engine for many models at once") from None
-        self.engines = engines
         self.X, self.y, self.initial = X, y, initial
         self.options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "shuffle": shuffle, "seed": 0}
-        self.trained: Any = None
+        self.trained: engines.Trained | None = None
 
-    def __call__(self, lrs: Sequence[float]) -> Any:
+    def __call__(self, lrs: Sequence[float]) -> engines.Trained:
         """Train; return what :func:`torchintro.engines.train_models` does.
 
         The data are handed over anew each time, so that whatever is gathered from them is in the time.
         """
-        optimizers = [self.engines.Optimizer("SGD", {})] * len(lrs)
-        data = self.engines.in_memory("bench", self.X, self.y, None)
-        self.trained = self.engines.train_models(
-            "bench", data, initial=self.initial, lr=lrs, optimizers=optimizers, **self.options
+        data = engines.Data(self.X, self.y, function="bench")
+        optimizers = [Optimizer("SGD", {})] * len(lrs)
+        self.trained = engines.train_models(
+            data, initial=self.initial, lr=list(lrs), optimizers=optimizers, **self.options
         )
         return self.trained

@@ -104,8 +104,10 @@ class ModelsWork(Work):
         )
 
         def result() -> Tensor:
-            self.engine = peer.trained.engine
-            return _flat(peer.trained.weight, peer.trained.bias)
+            trained = peer.trained
+            assert trained is not None and trained.bias is not None  # noqa: PT018 - it ran, and `initial` has a bias
+            self.engine = trained.engine
+            return _flat(trained.weight, trained.bias)
 
         self.results["fused"] = result
         return lambda: peer(self.lrs)

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .picture import GRID, INK, QUIET, canvas, check_matplotlib, heading, machine_text, save, tidy
-from .report import ratio_text
+from .picture import INK, QUIET, canvas, check_matplotlib, heading, machine_text, save, tidy
 
 __all__ = ["draw"]
 
@@ -56,7 +55,7 @@ def draw(record: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def _figure(record: Mapping[str, Any], device: str, curves: Sequence[Curve]) -> Any:
     figure = canvas(WIDTH, HEIGHT)
-    left, right, gap = 0.075, 0.985, 0.065
+    left, right, gap = 0.095, 0.985, 0.075
     width = (right - left - gap * (len(curves) - 1)) / len(curves)
     for i, curve in enumerate(curves):
         axes = figure.add_axes((left + i * (width + gap), 0.225, width, 0.535))
@@ -67,8 +66,8 @@ def _figure(record: Mapping[str, Any], device: str, curves: Sequence[Curve]) -> 
             heading(axes, title, machine_text(record["machine"], device), heights=(1.285, 1.19))
     handles, labels = figure.axes[0].get_legend_handles_labels()
     hollow = any(point["measured"] for curve in curves for point in curve["lines"].get(LOOP, []))
-    figure.legend(handles, labels, loc="lower center", ncols=len(handles), frameon=False, labelcolor=INK, fontsize=10,
-                  bbox_to_anchor=(0.53, 0.04 if hollow else 0.01))  # fmt: skip
+    figure.legend(handles, labels, loc="lower center", ncols=len(handles), frameon=False, labelcolor=INK, fontsize=9.5,
+                  columnspacing=1.4, handletextpad=0.2, bbox_to_anchor=(0.53, 0.04 if hollow else 0.01))  # fmt: skip
     if hollow:
         figure.text(0.53, 0.02, "hollow: a part was run and scaled up; the ratios are against the loop", color=QUIET,
                     fontsize=9, ha="center")  # fmt: skip
@@ -79,8 +78,8 @@ def _draw_curve(axes: Any, curve: Curve) -> None:
     axes.set(xscale="log", yscale="log")
     tidy(axes)
     axes.set_xlabel("trials", color=INK, fontsize=11)
-    axes.set_title(f"{curve['rows']:,} rows x {curve['in_features']} features".replace(",", " "), color=INK,
-                   fontsize=11, loc="left")  # fmt: skip
+    features = f"{curve['in_features']} feature{'s' if curve['in_features'] > 1 else ''}"
+    axes.set_title(f"{curve['rows']:,} rows x {features}".replace(",", " "), color=INK, fontsize=11, loc="left")
     loop = {point["trials"]: point["seconds"] for point in curve["lines"].get(LOOP, [])}
     times = []
     for line, label, marker, colour in STYLES:
@@ -97,9 +96,14 @@ def _draw_curve(axes: Any, curve: Curve) -> None:
             axes.plot(*zip(*scaled, strict=True), marker, color="white", markersize=5, zorder=5, linestyle="none",
                       markeredgecolor=colour, markeredgewidth=1.3)  # fmt: skip
         if line != LOOP and xs[-1] in loop:
-            axes.annotate(f"{ratio_text(loop[xs[-1]] / ys[-1])}x", (xs[-1], ys[-1]), (0, 9), ha="right",
+            axes.annotate(_ratio(loop[xs[-1]] / ys[-1]), (xs[-1], ys[-1]), (8, 0), ha="left", va="center",
                           textcoords="offset points", color=colour, fontsize=10, fontweight="bold")  # fmt: skip
     most = max(point["trials"] for points in curve["lines"].values() for point in points)
-    axes.set_xlim(0.8, most * 1.4)
+    # To the right, room for the ratios.
+    axes.set_xlim(0.8, most * 7)
     axes.set_ylim(min(times) / 2.5, max(times) * 2.5)
-    axes.spines["left"].set_color(GRID)
+
+
+def _ratio(value: float) -> str:
+    """Return a ratio with two digits, which is as much as a picture can say."""
+    return f"{float(f'{value:.1e}'):,.10g}x".replace(",", " ")
