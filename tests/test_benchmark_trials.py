@@ -88,7 +88,7 @@ def test_the_loop_is_scaled_up_where_it_takes_too_long(monkeypatch):
 
 
 def test_where_a_single_trial_takes_too_long_a_part_of_its_epochs_is_run(monkeypatch):
-    clock = Clock(monkeypatch, loop=1.0, models=0.0, tune=0.0)
+    clock = Clock(monkeypatch, loop=1.0, models=1e-9, tune=1e-9)
     curve = measure(SHAPE, CPU, replace(PLAN, seconds=5.0), clock=clock)
     assert [call for call in clock.calls if call[0] == "loop"] == [("loop", 3, 2), ("loop", 1, 2)]
     assert [(point.seconds, point.part) for point in curve.lines["loop"]] == [
@@ -109,6 +109,14 @@ def test_other_lines_end_where_they_would_take_too_long(monkeypatch):
     assert curve.skipped == {"models": "not measured from 10 trials on, which would take too long"}
     assert [point.trials for point in curve.lines["tune"]] == [1, 3, 10]
     assert "models: not measured from 10 trials on" in "\n".join(lines(curve))
+
+
+def test_a_disturbed_curve_says_so():
+    curve = made_up_curve(SHAPE, 1)
+    for rate, said in ((None, False), (30.0, False), (90.0, True)):
+        curve.interruptions = rate
+        text = "\n".join(lines(curve))
+        assert ("disturbed: other processes took a core 90 times a second" in text) is said
 
 
 def test_what_breaks_down_keeps_what_was_measured_before(monkeypatch):

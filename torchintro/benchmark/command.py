@@ -51,13 +51,10 @@ from .report import (
 )
 from .rows import Row, count, quick_row, select
 from .table import markdown
-from .timing import FULL, QUICK, Effort, Interruptions, Measurement, interleaved, once
+from .timing import DISTURBED, FULL, QUICK, Effort, Interruptions, Measurement, disturbed_text, interleaved, once
 from .trials import FULL_PLAN, QUICK_PLAN, Curve, run_trials
 
 __all__ = ["main", "run_row"]
-
-# Seen on two idle cores: up to 30 times a second. With one more busy process: 200 times.
-DISTURBED = 60.0
 
 
 def main(
@@ -350,7 +347,7 @@ def _measure_time(result: RowResult, work: Work, limits: Limits, effort: Effort)
     timed = interleaved(calls, effort, work.device, cold=work.cold)
     result.interruptions = interruptions.per_second()
     if result.interruptions > DISTURBED:
-        result.notes.append(f"disturbed: other processes took a core {result.interruptions:.0f} times a second")
+        result.notes.append(disturbed_text(result.interruptions))
     if probe is not None:
         result.bound = _bound(row, probe, timed.pop(_PROBE), limits)
     if "jax" in work.calls:

@@ -13,7 +13,21 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["FULL", "QUICK", "Call", "Effort", "Interruptions", "Measurement", "interleaved", "once"]
+__all__ = [
+    "DISTURBED",
+    "FULL",
+    "QUICK",
+    "Call",
+    "Effort",
+    "Interruptions",
+    "Measurement",
+    "disturbed_text",
+    "interleaved",
+    "once",
+]
+
+# Interruptions a second. Seen on two idle cores: up to 30 times a second. With one more busy process: 200 times.
+DISTURBED = 60.0
 
 Call = Callable[[], object]
 
@@ -142,6 +156,11 @@ class Interruptions:
     @staticmethod
     def _so_far() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def disturbed_text(per_second: float) -> str:
+    """Say how often other processes took a core."""
+    return f"disturbed: other processes took a core {per_second:.0f} times a second"
 
 
 @contextlib.contextmanager

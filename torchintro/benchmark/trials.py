@@ -22,7 +22,7 @@ from . import fused, loops
 from .peers import Check, Unavailable, first_line, relative_error
 from .report import ratio_text, time_text
 from .runs import exact_losses
-from .timing import once
+from .timing import DISTURBED, Interruptions, disturbed_text, once
 
 __all__ = ["FULL_PLAN", "LINES", "QUICK_PLAN", "SHAPES", "Curve", "Plan", "Point", "Shape", "measure", "run_trials"]
 
@@ -118,6 +118,7 @@ class Curve:
         checks: The error of each line's losses.
         skipped: Why lines are missing, or where they end.
         failure: What was wrong, or an empty string.
+        interruptions: How often a second another process took a core in the meantime.
     """
 
     shape: Shape
@@ -128,6 +129,7 @@ class Curve:
     checks: dict[str, Check] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     failure: str = ""
+    interruptions: float | None = None
 
     def record(self) -> dict[str, Any]:
         """Return the curve for JSON."""
@@ -143,6 +145,7 @@ class Curve:
             "verification": {line: check.record() for line, check in self.checks.items()},
             "skipped": self.skipped,
             "failure": self.failure,
+            "interruptions_per_second": self.interruptions,
         }
 
 
@@ -205,6 +208,7 @@ def measure(shape: Shape, device: torch.device, plan: Plan, *, clock: Callable[[
     """
     curve = Curve(shape, device.type, plan.epochs)
     data = _Trainings(shape, device)
+    interruptions = Interruptions()
     ways: Mapping[str, Run] = {"loop": data.loop, "models": data.models, "tune": data.tune}
     for line, run in ways.items():
         try:
@@ -230,6 +234,7 @@ def measure(shape: Shape, device: torch.device, plan: Plan, *, clock: Callable[[
         except Exception as error:  # what was measured before is still worth having
             curve.failure = f"{line}: {type(error).__name__}: {first_line(error)}"
     curve.engines = dict(data.engines)
+    curve.interruptions = interruptions.per_second()
     return curve
 
 
@@ -315,6 +320,8 @@ def lines(curve: Curve) -> list[str]:
         text.append(f"{name:<18}  *: scaled up from {trials} trial{'s' * (trials > 1)} x {epochs} epochs")
     text += [f"{'':<18}  {line} ran {engine!r}" for line, engine in curve.engines.items() if engine]
     text += [f"{'':<18}  {line}: {reason}" for line, reason in curve.skipped.items()]
+    if curve.interruptions is not None and curve.interruptions > DISTURBED:
+        text.append(f"{'':<18}  {disturbed_text(curve.interruptions)}")
     if curve.failure:
         text.append(f"{'':<18}  FAILED: {curve.failure}")
     return text
