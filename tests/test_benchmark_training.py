@@ -1,5 +1,6 @@
 """The benchmark's training rows: every peer does the row's work, and one that does not is found out."""
 
+import contextlib
 import functools
 import importlib.util
 import re
@@ -189,6 +190,42 @@ def test_a_graph_of_plain_steps_where_the_compiled_ones_cannot_be_had(name, monk
     if row.kind == "fit":
         notes = make_work(row, CPU).notes
         assert "graph is one CUDA graph of all epochs of the compiled steps" in notes
+
+
+def test_a_graph_is_captured_after_a_warm_up_on_a_side_stream(monkeypatch):
+    done = []
+
+    class Stream:
+        def __init__(self, *_):
+            pass
+
+        def wait_stream(self, other):
+            done.append("wait")
+
+    class Graph:
+        def replay(self):
+            done.append("replay")
+
+    @contextlib.contextmanager
+    def within(what):
+        done.append(f"into {type(what).__name__}")
+        yield
+        done.append(f"out of {type(what).__name__}")
+
+    for name, fake in {
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": within,
+        "CUDAGraph": Graph,
+        "graph": within,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    replay = loops.captured(lambda: done.append("call"), torch.device("cuda"))
+    warm_up = ["wait", "into Stream", "call", "call", "call", "out of Stream", "wait"]
+    assert done == [*warm_up, "into Graph", "call", "out of Graph"]
+    done.clear()
+    replay()
+    assert done == ["replay"]
 
 
 def test_capturing_that_fails_is_a_reason(monkeypatch):
