@@ -55,7 +55,7 @@ def test_mini_batches_are_slices_in_the_tables_order(table, batch_size, engine):
     table, X, y = table
     streamed, in_memory = model_for(X), model_for(X)
     if batch_size == 1000 and engine != "auto":
-        with pytest.raises(ValueError, match="^fit: engine '.*' cannot do this: a table has no full batch in memory"):
+        with pytest.raises(ValueError, match=r"^fit: engine '.*' cannot do this: a table has no full batch in memory"):
             fit(streamed, table, lr=0.02, batch_size=batch_size, engine=engine)
         return
     options = {"lr": 0.02, "epochs": 3, "batch_size": batch_size, "momentum": 0.5}
@@ -71,14 +71,14 @@ def test_any_optimizer_can_train_by_mini_batches_of_a_table(table):
     result = fit(model_for(X), table, lr=0.01, epochs=3, batch_size=100, optimizer="rmsprop")
     assert (result.engine, result.losses[-1] < result.losses[0]) == ("autograd", True)
     with pytest.raises(
-        ValueError, match="^fit: no engine trains on all rows of a table at once with the optimizer RMS"
+        ValueError, match=r"^fit: no engine trains on all rows of a table at once with the optimizer RMS"
     ):
         fit(model_for(X), table, lr=0.01, optimizer="rmsprop")
 
 
 @pytest.mark.parametrize("batch_size", [None, 100])
 def test_a_share_is_held_out_by_the_seed(table, batch_size):
-    table, X, y = table
+    table, X, _ = table
     train, held_out = table.split(0.25, seed=3)
     parts = [[torch.cat(part) for part in zip(*half.pieces(), strict=True)] for half in (train, held_out)]
     streamed, in_memory = model_for(X), model_for(X)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from . import _checks
-from .engines import ENGINES, Choice, MemoryRows, Report, Wanted, train_models
+from .engines import ENGINES, Choice, MemoryRows, Report, Rows, TableRows, Wanted, train_models
 from .optimizers import parse_optimizer
 
 if TYPE_CHECKING:
@@ -150,8 +150,8 @@ def fit(
     Args:
         model: The layer to train. Parameters that do not require a gradient stay as they are.
         X: Features ``(N, in_features)``, tensor or NumPy array; converted to the model's dtype and device. Or a table
-            (:func:`torchintro.open_table`) of any size, which is streamed: once for all epochs with the full batch, once
-            an epoch with mini-batches. Where ``torch.distributed`` is initialised, every process streams its own share
+            (:func:`torchintro.open_table`) of any size, which is streamed: once for all epochs with the full batch,
+            once an epoch with mini-batches. Where ``torch.distributed`` is initialised, every process streams its own share
             of the table, and all end with the same model.
         y: Targets ``(N, out_features)``; a target of shape ``(N,)`` is an error. None with a table, which has its own.
         lr: Learning rate, or one for each epoch.
@@ -283,8 +283,8 @@ def _check_rows(
         sizes = (X.in_features, X.out_features)
         if sizes != (model.in_features, model.out_features):
             raise ValueError(
-                f"fit: X must be a table of {model.in_features} features and {model.out_features} targets, as the model "
-                f"has, but has {sizes[0]} and {sizes[1]}"
+                f"fit: X must be a table of {model.in_features} features and {model.out_features} targets, as the "
+                f"model has, but has {sizes[0]} and {sizes[1]}"
             )
         if shuffle and batch_size is not None:
             raise ValueError("fit: shuffle must not be True for a table, whose rows are read in their order")

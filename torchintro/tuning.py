@@ -152,9 +152,7 @@ def tune(
         **({"weight_decay": weight_decay} if weight_decay != 0 else {}),
     }
     others = other_parameters(search_space, optimizer=optimizer, given=given)
-    rows = _study_data(
-        X, y, validation, seed, fingerprint=storage is not None, progress=progress is True
-    )
+    rows = _study_data(X, y, validation, seed, fingerprint=storage is not None, progress=progress is True)
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "optimizer": optimizer,
@@ -256,11 +254,17 @@ def _of_table(
     table: Table, y: object, validation: object, seed: int | None, *, fingerprint: bool, progress: bool
 ) -> StudyData:
     device = torch.device("cpu")
-    sizes = {"in_features": table.in_features, "out_features": table.out_features}
 
     def checked(pair: tuple[object, object]) -> tuple[Tensor, Tensor]:
-        names = ("validation[0]", "validation[1]")
-        return _checks.regression_data("tune", *pair, **sizes, dtype=table.dtype, device=device, names=names)
+        return _checks.regression_data(
+            "tune",
+            *pair,
+            in_features=table.in_features,
+            out_features=table.out_features,
+            dtype=table.dtype,
+            device=device,
+            names=("validation[0]", "validation[1]"),
+        )
 
     rows = table_rows(
         "tune", table, y, validation, checked, dtype=table.dtype, device=device, seed=seed, progress=progress
@@ -273,7 +277,7 @@ def _of_table(
             settings["validation"] = held_out.fingerprint()
         elif isinstance(held_out, tuple):
             settings["validation"] = _fingerprint(*held_out)
-    initial = initial_linear(**sizes, seed=seed, dtype=table.dtype)
+    initial = initial_linear(table.in_features, table.out_features, seed=seed, dtype=table.dtype)
     return StudyData(rows, initial, settings, None, shared=True)
 
 

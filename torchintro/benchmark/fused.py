@@ -79,7 +79,7 @@ class ModelsAtOnce:
 
         The data are handed over anew each time, so that whatever is gathered from them is in the time.
         """
-        data = engines.Data(self.X, self.y, function="bench")
+        data = engines.MemoryRows(self.X, self.y, function="bench")
         optimizers = [Optimizer("SGD", {})] * len(lrs)
         self.trained = engines.train_models(
             data, initial=self.initial, lr=list(lrs), optimizers=optimizers, **self.options

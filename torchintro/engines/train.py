@@ -209,7 +209,17 @@ def train_models(
     if choice.engine in LOSS_FUNCTIONS:
         rows.check_finite()
         trained = _loop_through(
-            rows, initial, table.t().tolist(), epochs, batch_size, optimizers, shuffle, seed, choice.engine, report, into
+            rows,
+            initial,
+            table.t().tolist(),
+            epochs,
+            batch_size,
+            optimizers,
+            shuffle,
+            seed,
+            choice.engine,
+            report,
+            into,
         )
     else:
         run = _make_run(choice, rows, initial, optimizers, batch_size, shuffle, generator)
