@@ -75,7 +75,7 @@ def sources(*folders: str) -> list[str]:
 
 
 with_cuda = choose_cuda()
-operator_folders = [".", "autograd", "autocast", "composite", "cpu", "cpu/kernels", "functorch", "meta"]
+operator_folders = [".", "autograd", "autocast", "composite", "cpu", "cpu/kernels", "fit", "fit/cpu", "functorch", "meta"]
 include_dirs = [str(ROOT / "csrc")]
 # -g0: the -g that Python was built with would double the compile time and make the library twenty times as large.
 flags = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
@@ -88,7 +88,7 @@ flags += [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, Path(torch.__file
 compile_flags = {"cxx": [*flags, "-fopenmp"]}
 architectures = ""
 if with_cuda:
-    operator_folders += ["cuda", "cuda/kernels"]
+    operator_folders += ["cuda", "cuda/kernels", "fit/cuda"]
     compile_flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr"]
     if not torch.cuda.is_available():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)

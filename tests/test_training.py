@@ -13,15 +13,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from torchintro import functional, reference
-from torchintro.training import (
-    ENGINES,
-    DivergedError,
-    FitResult,
-    _batches,
-    fit,
-    initial_linear,
-    optimizer_names,
-)
+from torchintro.engines import ENGINES, batches
+from torchintro.optimizers import optimizer_names
+from torchintro.training import DivergedError, FitResult, fit, initial_linear
 
 # A learning rate at which each optimizer moves the small problem of `problem()` without blowing up.
 LRS = dict.fromkeys(optimizer_names(), 0.05) | {"LBFGS": 0.5, "Adadelta": 1.0}
@@ -46,16 +40,16 @@ def parameters(model):
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def plain_loop(model, X, y, optimizer, *, epochs, batch_size=None, seed=None, validation=None):
+def plain_loop(model, X, y, optimizer, *, epochs, batch_size=None, shuffle=True, seed=None, validation=None):
     """The loop of any introduction: the oracle of these tests."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     losses, validation_losses = [], []
     for _ in range(epochs):
-        batches = [torch.arange(len(X), device=X.device)]
-        if batch_size is not None and batch_size < len(X):
-            batches = torch.randperm(len(X), generator=generator).to(X.device).split(batch_size)
+        order = torch.arange(len(X), device=X.device)
+        if batch_size is not None and batch_size < len(X) and shuffle:
+            order = torch.randperm(len(X), generator=generator).to(X.device)
         mean = 0.0
-        for rows in batches:
+        for rows in order.split(batch_size or len(X)):
 
             def closure(rows=rows):
                 optimizer.zero_grad()
@@ -116,7 +110,9 @@ def test_engines_agree(device, name, batch_size, bias):
     X, y = problem(device=device)
     validation = problem(device=device, rows=11, seed=5)
     results, models = {}, {}
-    for engine in ENGINES:
+    operators = [] if name not in ("SGD", "Adam", "AdamW") else ["fused"] if batch_size else ["fused", "statistics"]
+    engines = ["auto", *operators, "autograd", "reference"]
+    for engine in engines:
         models[engine] = model_for(X, y, bias)
         results[engine] = fit(
             models[engine],
@@ -133,12 +129,15 @@ def test_engines_agree(device, name, batch_size, bias):
     expected = results["reference"]
     # Float64 rounding, let grow 1e4-fold by the optimizers that divide by small moving averages.
     tolerance = 1e4 * torch.finfo(torch.float64).eps
-    for engine in ENGINES:
+    for engine in engines:
         for series in ("losses", "validation_losses"):
             mine, theirs = getattr(results[engine], series), getattr(expected, series)
             assert ((mine - theirs).abs() / theirs.abs()).max() < tolerance
         for mine, theirs in zip(models[engine].parameters(), models["reference"].parameters(), strict=True):
             assert (mine - theirs).abs().max() < tolerance * theirs.abs().max()
+    for engine in {"fused", "statistics"} - {*operators}:
+        with pytest.raises(ValueError, match=f"^fit: engine '{engine}' cannot do this: .*; auto finds one that can$"):
+            fit(model_for(X, y, bias), X, y, lr=0.1, epochs=2, batch_size=batch_size, optimizer=name, engine=engine)
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "optimizer_options": {"nesterov": True}}])
@@ -161,7 +160,8 @@ def test_result_describes_the_run(device):
     X, y = problem(device=device)
     result = fit(model_for(X, y), X, y, lr=0.1, epochs=7)
     assert isinstance(result, FitResult)
-    assert (result.engine, result.epochs, result.validation_losses) == ("autograd", 7, None)
+    assert (result.engine, result.epochs, result.validation_losses) == ("fused", 7, None)
+    assert "float64" in result.reason
     assert result.losses.shape == (7,)
     assert result.losses.dtype == torch.float64
     assert 0 < result.seconds < 60
@@ -193,11 +193,13 @@ def test_muon_trains_a_layer_without_bias(device):
 @pytest.mark.parametrize(("rows", "batch_size"), [(10, 3), (10, 5), (10, 1), (7, 7), (7, 100), (1, 1)])
 def test_batches_hold_each_row_once(rows, batch_size):
     X = torch.arange(rows).unsqueeze(-1)
-    batches = list(_batches(X, -X, batch_size, torch.Generator().manual_seed(0)))
-    assert [len(X_batch) for X_batch, _ in batches[:-1]] == [min(batch_size, rows)] * (len(batches) - 1)
-    seen = torch.cat([X_batch for X_batch, _ in batches])
+    found = list(batches(X, -X, batch_size, True, torch.Generator().manual_seed(0)))
+    assert [len(X_batch) for X_batch, _ in found[:-1]] == [min(batch_size, rows)] * (len(found) - 1)
+    seen = torch.cat([X_batch for X_batch, _ in found])
     assert sorted(seen.flatten().tolist()) == list(range(rows))
-    assert torch.equal(torch.cat([y_batch for _, y_batch in batches]), -seen)
+    assert torch.equal(torch.cat([y_batch for _, y_batch in found]), -seen)
+    in_order = torch.cat([X_batch for X_batch, _ in batches(X, -X, batch_size, False, None)])
+    assert torch.equal(in_order, X)
 
 
 def test_seed_decides_the_batches(device):
@@ -313,7 +315,11 @@ BAD_CALLS = [
     ({"batch_size": 0}, ValueError, "fit: batch_size must be at least 1, but got 0"),
     ({"batch_size": 2.5}, TypeError, "fit: batch_size must be an integer, but got 2.5"),
     ({"seed": "0"}, TypeError, "fit: seed must be an integer, but got '0'"),
-    ({"engine": "fast"}, ValueError, "fit: engine must be one of auto, autograd, reference, but got 'fast'"),
+    (
+        {"engine": "fast"},
+        ValueError,
+        "fit: engine must be one of auto, fused, statistics, autograd, reference, but got 'fast'",
+    ),
     ({"optimizer": "sdg"}, ValueError, "fit: optimizer must be one of ASGD, .*, but got 'sdg'"),
     ({"optimizer": "SparseAdam"}, ValueError, "fit: optimizer must be one of .*, but got 'SparseAdam'"),
     ({"optimizer": torch.optim.SGD}, ValueError, "fit: optimizer must be one of .*, but got <class"),
@@ -378,7 +384,7 @@ def test_a_model_that_is_not_finite_is_refused():
         fit(model, X5, y5, lr=0.1)
 
 
-@pytest.mark.parametrize("engine", ["autograd", "reference"])
+@pytest.mark.parametrize("engine", ENGINES[1:])
 def test_divergence_names_the_epoch_and_leaves_the_last_finite_parameters(device, engine):
     X, y = problem(device=device, dtype=torch.float32)
     model = model_for(X, y)
@@ -397,17 +403,18 @@ def test_divergence_names_the_epoch_and_leaves_the_last_finite_parameters(device
     expected = model_for(X, y)
     fit(expected, X, y, lr=5.0, epochs=error.epoch - 2, engine=engine)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
-    loss = (functional if engine == "autograd" else reference).linear_mse_loss
+    loss = (reference if engine == "reference" else functional).linear_mse_loss
     assert math.isfinite(loss(X, model.weight, y, linear_bias=model.bias).item())
     again = pickle.loads(pickle.dumps(error))
     assert (again.epoch, again.lr, str(again)) == (error.epoch, error.lr, str(error))
 
 
-def test_divergence_within_an_epoch_of_mini_batches(device):
+@pytest.mark.parametrize("engine", ["fused", "autograd"])
+def test_divergence_within_an_epoch_of_mini_batches(device, engine):
     X, y = problem(device=device, dtype=torch.float32)
     model = model_for(X, y)
     with pytest.raises(DivergedError) as caught:
-        fit(model, X, y, lr=5.0, epochs=200, batch_size=4, seed=0)
+        fit(model, X, y, lr=5.0, epochs=200, batch_size=4, seed=0, engine=engine)
     assert caught.value.epoch > 1
     assert len(caught.value.losses) == caught.value.epoch - 1
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
@@ -415,32 +422,35 @@ def test_divergence_within_an_epoch_of_mini_batches(device):
     assert any(math.isfinite(F.mse_loss(model(row), target).item()) for row, target in zip(X, y, strict=True))
 
 
-def test_divergence_at_the_first_loss_changes_nothing(device):
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_divergence_at_the_first_loss_changes_nothing(device, engine):
     X, y = problem(device=device, dtype=torch.float32)
     model = model_for(X, y)
     before = parameters(model)
     with pytest.raises(DivergedError, match="in epoch 1 ") as caught:
-        fit(model, X, y * 1e30, lr=0.1)
+        fit(model, X, y * 1e30, lr=0.1, engine=engine)
     assert caught.value.losses.shape == (0,)
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(model), strict=True))
 
 
-def test_divergence_by_the_last_update_is_found(device):
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_divergence_by_the_last_update_is_found(device, engine):
     X, y = problem(device=device, dtype=torch.float32)
     model = model_for(X, y)
     before = parameters(model)
     with pytest.raises(DivergedError, match="in epoch 1 ") as caught:
-        fit(model, X, y * 1e10, lr=1e35, epochs=1)
+        fit(model, X, y * 1e10, lr=1e35, epochs=1, engine=engine)
     assert len(caught.value.losses) == 1
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(model), strict=True))
 
 
-def test_divergence_of_the_validation_loss(device):
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_divergence_of_the_validation_loss(device, engine):
     X, y = problem(device=device, dtype=torch.float32)
     model = model_for(X, y)
     before = parameters(model)
     with pytest.raises(DivergedError, match="fit: the validation loss became inf in epoch 1 ") as caught:
-        fit(model, X, y, lr=0.1, validation=(X * 1e30, y))
+        fit(model, X, y, lr=0.1, validation=(X * 1e30, y), engine=engine)
     assert caught.value.kind == "validation loss"
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(model), strict=True))
 
@@ -460,15 +470,16 @@ def test_ctrl_c_during_an_update_leaves_a_whole_model(device, monkeypatch):
         return loss
 
     model, expected = model_for(X, y), model_for(X, y)
-    fit(expected, X, y, lr=0.1, epochs=3)
+    fit(expected, X, y, lr=0.1, epochs=3, engine="autograd")
     monkeypatch.setattr(torch.optim.SGD, "step", interrupted_step)
     with pytest.raises(KeyboardInterrupt):
-        fit(model, X, y, lr=0.1, epochs=10)
+        fit(model, X, y, lr=0.1, epochs=10, engine="autograd")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_an_exception_of_progress_ends_the_run(device):
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_an_exception_of_progress_ends_the_run(device, engine):
     X, y = problem(device=device)
     model, expected = model_for(X, y), model_for(X, y)
 
@@ -477,10 +488,11 @@ def test_an_exception_of_progress_ends_the_run(device):
             raise StopIteration(f"{loss:.17g}")
 
     with pytest.raises(StopIteration) as caught:
-        fit(model, X, y, lr=0.1, epochs=10, progress=stop)
-    fit(expected, X, y, lr=0.1, epochs=3)
+        fit(model, X, y, lr=0.1, epochs=10, progress=stop, engine=engine)
+    fit(expected, X, y, lr=0.1, epochs=3, engine=engine)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
-    assert functional.linear_mse_loss(X, model.weight, y, linear_bias=model.bias).item() == float(str(caught.value))
+    loss = functional.linear_mse_loss(X, model.weight, y, linear_bias=model.bias).item()
+    assert loss == pytest.approx(float(str(caught.value)), rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -488,8 +500,10 @@ def test_an_exception_of_progress_ends_the_run(device):
 )
 def test_progress_prints_every_tenth(capsys, epochs, printed):
     X, y = problem()
-    losses = fit(model_for(X, y), X, y, lr=0.01, epochs=epochs, progress=True).losses
-    expected = [f"Epoch [{epoch}/{epochs}], Loss: {losses[epoch - 1]:.4f}" for epoch in printed]
+    result = fit(model_for(X, y), X, y, lr=0.01, epochs=epochs, progress=True)
+    losses = result.losses
+    expected = [f"Engine: {result.engine} ({result.reason})"]
+    expected += [f"Epoch [{epoch}/{epochs}], Loss: {losses[epoch - 1]:.4f}" for epoch in printed]
     assert capsys.readouterr().out.splitlines() == expected
     fit(model_for(X, y), X, y, lr=0.01, epochs=epochs)
     assert capsys.readouterr().out == ""
@@ -502,7 +516,7 @@ def test_progress_calls_with_epoch_and_loss():
     assert calls == list(zip(range(1, 6), losses.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("engine", ["autograd", "reference"])
+@pytest.mark.parametrize("engine", ENGINES[1:])
 def test_autocast_around_fit_changes_nothing(device, engine):
     """Autocast keeps what it has cast: a loop within it would train against the first epoch's parameters."""
     X, y = torch.randn(50, 3, device=device), torch.randn(50, 1, device=device)

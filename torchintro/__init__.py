@@ -14,20 +14,25 @@ from ._version import __version__
 from .evaluation import evaluate
 from .functional import linear_mse_loss
 from .nn import LinearMSELoss
+from .statistics import LinearStatistics
 from .training import DivergedError, FitResult, fit
 
 if TYPE_CHECKING:
+    from .tables import Table, open_table
     from .tuning import tune
 
 __all__ = [
     "DivergedError",
     "FitResult",
     "LinearMSELoss",
+    "LinearStatistics",
+    "Table",
     "__version__",
     "evaluate",
     "fit",
     "library_path",
     "linear_mse_loss",
+    "open_table",
     "reference",
     "tune",
 ]
@@ -39,4 +44,8 @@ def __getattr__(name: str) -> Any:
         from .tuning import tune
 
         return tune
+    if name in ("Table", "open_table"):
+        from . import tables
+
+        return getattr(tables, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

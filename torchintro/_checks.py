@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 __all__ = [
+    "boolean",
     "check_finite",
     "fraction",
     "integer",
@@ -70,6 +71,13 @@ def positive_integer(function: str, name: str, value: object) -> int:
     return number
 
 
+def boolean(function: str, name: str, value: object) -> bool:
+    """Return ``value``, True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{function}: {name} must be True or False, but got {value!r}")
+    return value
+
+
 def plain_linear(function: str, name: str, value: object) -> nn.Linear:
     """Return ``value`` if it is a layer that computes just ``F.linear(x, weight, bias)``."""
     if not isinstance(value, nn.Linear):
@@ -122,15 +130,21 @@ def check_finite(function: str, name: str, value: Tensor) -> None:
     raise ValueError(f"{function}: {name} must be finite, but element {list(index)} is {value[index].item()}")
 
 
-def matrix(function: str, name: str, value: object, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return ``value`` as a finite matrix of at least one row in the given dtype on the given device."""
+def matrix(
+    function: str, name: str, value: object, *, dtype: torch.dtype, device: torch.device, finite: bool = True
+) -> Tensor:
+    """Return ``value`` as a matrix of at least one row in the given dtype on the given device.
+
+    It is checked to be finite, unless ``finite`` is False, as the caller then will, and the dtype is right already.
+    """
     given = tensor(function, name, value)
     if given.dim() != 2:
         hint = f": use {name}.unsqueeze(-1)" if given.dim() == 1 else ""
         raise ValueError(f"{function}: {name} must have two dimensions, but got shape {tuple(given.shape)}{hint}")
     if given.shape[0] == 0:
         raise ValueError(f"{function}: {name} must have at least one row, but got shape {tuple(given.shape)}")
-    check_finite(function, name, given)
+    if finite or given.dtype != dtype:
+        check_finite(function, name, given)
     if given.device == device and given.dtype == dtype:
         return given
     moved = given.to(device=device, dtype=dtype)
@@ -149,10 +163,11 @@ def regression_data(
     dtype: torch.dtype,
     device: torch.device,
     names: tuple[str, str] = ("X", "y"),
+    finite: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return features ``(N, in_features)`` and targets ``(N, out_features)`` in the given dtype on the given device."""
     X_name, y_name = names
-    features = matrix(function, X_name, X, dtype=dtype, device=device)
+    features = matrix(function, X_name, X, dtype=dtype, device=device, finite=finite)
     if features.shape[1] != in_features:
         raise ValueError(
             f"{function}: {X_name} must have {in_features} columns, the model's in_features, "
@@ -165,4 +180,4 @@ def regression_data(
         raise ValueError(
             f"{function}: {y_name} must have shape {expected}, the prediction's, but got {tuple(given.shape)}{hint}"
         )
-    return features, matrix(function, y_name, given, dtype=dtype, device=device)
+    return features, matrix(function, y_name, given, dtype=dtype, device=device, finite=finite)

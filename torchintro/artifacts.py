@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import nn
 
+from . import _files
 from ._version import __version__
 from .data import Standardize
 
@@ -18,7 +18,7 @@ __all__ = ["RegressionModel", "SavedModel", "load_model", "save_model"]
 
 RegressionModel: TypeAlias = "nn.Linear | nn.Sequential"
 
-_FORMAT = "torchintro model"
+_KIND = "model"
 _VERSION = 1
 
 
@@ -68,7 +68,6 @@ def save_model(
     Example:
         >>> save_model("model.pt", nn.Linear(2, 1), feature_names=["area", "rooms"])  # doctest: +SKIP
     """
-    path = Path(path)
     linear = _linear_of(model)
     names = {}
     for key, given, count, default in (
@@ -79,8 +78,6 @@ def save_model(
         if len(names[key]) != count:
             raise ValueError(f"save_model: {key} must hold {count} names, as the model has, but got {len(names[key])}")
     content = {
-        "format": _FORMAT,
-        "version": _VERSION,
         "standardize": isinstance(model, nn.Sequential),
         "state": {key: value.detach().cpu().clone() for key, value in model.state_dict().items()},
         **names,
@@ -89,17 +86,7 @@ def save_model(
             **_plain("metadata", dict(metadata or {})),
         },
     }
-    # Written beside its place and moved there, so that a reader or a crash never meets half a file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return _files.write(path, _KIND, _VERSION, content)
 
 
 def load_model(path: str | Path, *, map_location: torch.device | str = "cpu") -> SavedModel:
@@ -119,22 +106,7 @@ def load_model(path: str | Path, *, map_location: torch.device | str = "cpu") ->
     Example:
         >>> load_model("model.pt").model(torch.ones(1, 2))  # doctest: +SKIP
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"load_model: there is no file {path}")
-    try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # the bytes decide where the reader stumbles, so it may be any error
-        raise ValueError(f"load_model: {path} is not a model file of torchintro, or it is damaged") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"load_model: {path} is a PyTorch file but not a model file of torchintro")
-    if content.get("version") != _VERSION:
-        raise ValueError(
-            f"load_model: {path} has version {content.get('version')!r} of the model file, "
-            f"but this torchintro reads version {_VERSION}"
-        )
+    content = _files.read("load_model", path, _KIND, _VERSION, map_location=map_location)
     try:
         return SavedModel(
             model=_rebuild(content["state"], content["standardize"]),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import types
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from . import _checks
+from . import _checks, _columns
 from .training import ArrayLike
 
 __all__ = ["Dataset", "Standardize", "diabetes", "read_features", "read_table", "split", "synthetic"]
@@ -102,7 +100,7 @@ def diabetes(*, dtype: torch.dtype = torch.float32) -> Dataset:
         >>> diabetes().feature_names[:3]  # doctest: +SKIP
         ('age', 'sex', 'bmi')
     """
-    bunch = _extra("sklearn.datasets", "diabetes", "scikit-learn").load_diabetes(scaled=False)
+    bunch = _columns.extra("sklearn.datasets", "diabetes", "scikit-learn").load_diabetes(scaled=False)
     return Dataset(
         "diabetes",
         torch.as_tensor(bunch.data, dtype=dtype),
@@ -145,21 +143,8 @@ def read_table(
     path = Path(path)
     columns = _read_columns("read_table", path)
     names = tuple(columns)
-    if target is not None:
-        target_names = (target,) if isinstance(target, str) else tuple(target)
-        if not target_names:
-            raise ValueError("read_table: target must name at least one column, but got none")
-    elif path.suffix.lower() == ".npz":
-        target_names = tuple(name for name in names if name.startswith("y"))
-    else:
-        target_names = names[-1:]
-    feature_names = tuple(name for name in names if name not in target_names) if features is None else tuple(features)
-    if not feature_names:
-        raise ValueError(f"read_table: {path} must have a column besides the target, but has only {', '.join(names)}")
-    for name in feature_names:
-        if name in target_names:
-            raise ValueError(f"read_table: column {name!r} is named as a feature and as a target")
-    _check_names("read_table", path, columns, target_names)
+    of_y = tuple(name for name in names if name.startswith("y")) if path.suffix.lower() == ".npz" else names[-1:]
+    feature_names, target_names = _columns.choose("read_table", path, names, target, features, of_y)
     X = _matrix("read_table", path, columns, feature_names, dtype)
     y = _matrix("read_table", path, columns, target_names, dtype)
     return Dataset(str(path), X, y, feature_names, target_names)
@@ -304,14 +289,6 @@ def _generator(function: str, seed: object) -> torch.Generator | None:
     return None if seed is None else torch.Generator().manual_seed(_checks.integer(function, "seed", seed))
 
 
-def _extra(module: str, purpose: str, package: str) -> types.ModuleType:
-    """Import a module of an optional package, or raise one sentence that says how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ImportError(f'{purpose}: needs {package}: pip install "torchintro[cli]"') from error
-
-
 def _read_columns(function: str, path: Path) -> dict[str, Any]:
     """Return the columns of a file by name, as NumPy arrays of one dimension or as pyarrow columns."""
     suffix = path.suffix.lower()
@@ -328,21 +305,17 @@ def _read_columns(function: str, path: Path) -> dict[str, Any]:
 
 
 def _read_arrow(function: str, path: Path) -> dict[str, Any]:
-    pyarrow = _extra("pyarrow", function, "pyarrow")
+    pyarrow = _columns.extra("pyarrow", function, "pyarrow")
     try:
         if path.suffix.lower() == ".csv":
-            table = _extra("pyarrow.csv", function, "pyarrow").read_csv(path)
+            table = _columns.extra("pyarrow.csv", function, "pyarrow").read_csv(path)
         else:
             # One file, not a data set of files: the path is taken literally.
-            table = _extra("pyarrow.parquet", function, "pyarrow").ParquetFile(path).read()
+            table = _columns.extra("pyarrow.parquet", function, "pyarrow").ParquetFile(path).read()
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else "it is empty"
-        raise ValueError(f"{function}: {path} is not a {path.suffix[1:].upper()} table: {reason}") from error
-    names = table.column_names
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{function}: {path} has more than one column {twice[0]!r}")
-    return dict(zip(names, table.columns, strict=True))
+        raise _columns.no_table(function, path, error) from error
+    _columns.twice(function, path, table.column_names)
+    return dict(zip(table.column_names, table.columns, strict=True))
 
 
 def _read_numpy(function: str, path: Path) -> dict[str, Any]:
@@ -370,18 +343,8 @@ def _read_numpy(function: str, path: Path) -> dict[str, Any]:
     return {f"{key}{i}": array[:, i] for key, array in arrays.items() for i in range(array.shape[1])}
 
 
-def _check_names(function: str, path: Path, columns: dict[str, Any], names: tuple[str, ...]) -> None:
-    missing = [name for name in names if name not in columns]
-    if missing:
-        shown = list(columns)[:12]
-        more = f" and {len(columns) - len(shown)} more" if len(columns) > len(shown) else ""
-        raise ValueError(f"{function}: {path} has no column {missing[0]!r}; it has {', '.join(shown)}{more}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"{function}: a column is named twice: {', '.join(names)}")
-
-
 def _matrix(function: str, path: Path, columns: dict[str, Any], names: tuple[str, ...], dtype: torch.dtype) -> Tensor:
-    _check_names(function, path, columns, names)
+    _columns.check_names(function, path, columns, names)
     arrays = [_numbers(function, path, name, columns[name]) for name in names]
     matrix = torch.as_tensor(np.stack(arrays, axis=1)).to(dtype)
     for name, column in zip(names, matrix.unbind(1), strict=True):
@@ -396,18 +359,14 @@ def _numbers(function: str, path: Path, name: str, column: Any) -> npt.NDArray[n
     if isinstance(column, np.ndarray):
         kind, numeric, array = str(column.dtype), column.dtype.kind in "biuf", column
     else:
-        pyarrow = _extra("pyarrow", function, "pyarrow")
+        pyarrow = _columns.extra("pyarrow", function, "pyarrow")
         kind = str(column.type)
-        is_a = pyarrow.types
-        numeric = is_a.is_floating(column.type) or is_a.is_integer(column.type) or is_a.is_boolean(column.type)
-        numeric = numeric or is_a.is_decimal(column.type) or column.null_count == len(column)
+        numeric = _columns.is_numeric(column.type) or column.null_count == len(column)
         array = column.cast(pyarrow.float64(), safe=False).to_numpy() if numeric else np.empty(0)
     if not numeric:
-        raise ValueError(f"{function}: column {name!r} of {path} must be numeric, but holds {kind}")
+        raise _columns.no_numbers(function, path, name, kind)
     values = np.asarray(array, dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        what = "a missing value" if np.isnan(values[bad[0]]) else "an infinite value"
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise ValueError(f"{function}: column {name!r} of {path} has {what} in row {bad[0] + 1}{more}")
+    error = _columns.not_finite(function, path, name, values)
+    if error is not None:
+        raise error
     return values

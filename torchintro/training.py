@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,22 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from . import _checks, functional, reference
+from . import _checks
+from .engines import ENGINES, Choice, Data, Report, Wanted, train_models
+from .optimizers import parse_optimizer
 
 __all__ = ["ENGINES", "ArrayLike", "DivergedError", "FitResult", "Progress", "fit", "initial_linear"]
 
 ArrayLike: TypeAlias = "Tensor | npt.NDArray[Any]"
 Progress: TypeAlias = "bool | Callable[[int, float], None]"
-_LossFunction: TypeAlias = "Callable[..., Tensor]"
-
-_LOSS_FUNCTIONS: dict[str, _LossFunction] = {
-    "autograd": functional.linear_mse_loss,
-    "reference": reference.linear_mse_loss,
-}
-ENGINES = ("auto", *_LOSS_FUNCTIONS)
-
-# These take gradients that a dense linear layer does not have.
-_UNSUITABLE_OPTIMIZERS = {"SparseAdam"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +32,7 @@ class FitResult:
             own update.
         validation_losses: One validation loss per epoch, after that epoch's update, or None without validation data.
         engine: The engine that ran.
+        reason: Why it was the one, in a few words.
         epochs: The number of epochs.
         seconds: Wall-clock time of the loop, validation included.
     """
@@ -50,6 +40,7 @@ class FitResult:
     losses: Tensor
     validation_losses: Tensor | None
     engine: str
+    reason: str
     epochs: int
     seconds: float
 
@@ -123,9 +114,10 @@ def fit(
     X: ArrayLike,
     y: ArrayLike,
     *,
-    lr: float,
+    lr: float | Sequence[float] | Tensor,
     epochs: int = 100,
     batch_size: int | None = None,
+    shuffle: bool = True,
     optimizer: str = "sgd",
     momentum: float = 0.0,
     weight_decay: float = 0.0,
@@ -146,33 +138,37 @@ def fit(
             loss.backward()
             optimizer.step()
 
-    Whatever ends the run early (a non-finite loss, Ctrl-C, an exception from ``progress``), the model is left with the
-    parameters at which the last finite training loss was computed.
+    Every engine follows it within rounding. Whatever ends the run early (a non-finite loss, Ctrl-C, an exception from
+    ``progress``), the model is left with the parameters at which the last finite training loss was computed.
 
     Args:
         model: The layer to train. Parameters that do not require a gradient stay as they are.
         X: Features ``(N, in_features)``, tensor or NumPy array; converted to the model's dtype and device.
         y: Targets ``(N, out_features)``; a target of shape ``(N,)`` is an error.
-        lr: Learning rate.
+        lr: Learning rate, or one for each epoch.
         epochs: Number of passes over the rows.
-        batch_size: Rows a step, cut from one random permutation an epoch (the last batch may be shorter); None or
-            anything from N up means all rows in their own order.
+        batch_size: Rows a step; None or anything from N up means all rows in their own order.
+        shuffle: Whether mini-batches are cut from one random permutation an epoch, or from the rows in their own order.
+            The last batch may be shorter.
         optimizer: Class name of an optimizer of ``torch.optim``, in any case.
         momentum: The optimizer's argument; an error where the optimizer has none.
         weight_decay: The optimizer's argument, zero by default whatever the optimizer's own default.
         optimizer_options: Further keyword arguments of the optimizer, such as ``{"nesterov": True}``.
         validation: ``(X_val, y_val)``: their loss is computed after each epoch.
-        engine: ``"autograd"`` for the fused operator in a PyTorch loop, ``"reference"`` for the same loop in plain
-            PyTorch; ``"auto"``, today the same as ``"autograd"``, for the one that fits.
+        engine: ``"statistics"``, one pass over the rows for all epochs (full batch; sgd, adam and adamw; float32 and
+            float64); ``"fused"``, all epochs in one operator (likewise, and mini-batches); ``"autograd"``, the fused
+            loss in a PyTorch loop (everything else too); ``"reference"``, the same loop in plain PyTorch; ``"auto"``,
+            the one that suits, which the result names, with the reason.
         seed: Seed of the permutations; None draws them from PyTorch's global random state.
-        progress: True prints the loss every tenth of the run; a callable is given ``(epoch, loss)`` every epoch.
+        progress: True prints the engine and the loss every tenth of the run; a callable is given ``(epoch, loss)``
+            every epoch.
 
     Returns:
-        The losses and the time taken.
+        The losses, the engine and the time taken.
 
     Raises:
         TypeError: An argument is of the wrong kind.
-        ValueError: An argument has a wrong value. Nothing was changed.
+        ValueError: An argument has a wrong value, or the engine that was asked for cannot do it. Nothing was changed.
         DivergedError: The loss became infinite or NaN.
 
     Example:
@@ -183,193 +179,58 @@ def fit(
         3.0
     """
     _check_model(model)
-    lr = _checks.positive("fit", "lr", lr)
     epochs = _checks.positive_integer("fit", "epochs", epochs)
-    generator = None
+    rates = learning_rates("fit", lr, epochs)
+    if batch_size is not None:
+        batch_size = _checks.positive_integer("fit", "batch_size", batch_size)
+    _checks.boolean("fit", "shuffle", shuffle)
     if seed is not None:
-        generator = torch.Generator().manual_seed(_checks.integer("fit", "seed", seed))
-    report = _reporter(progress, epochs)
-    train, held_out = _check_data(model, X, y, validation)
-    loop = prepare(
-        "fit",
-        model,
-        lr=lr,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        optimizer_options=optimizer_options,
-        engine=engine,
-    )
-
-    losses: list[float] = []
-    validation_losses: list[float] = []
+        seed = _checks.integer("fit", "seed", seed)
+    _checks.one_of("fit", "engine", engine, ENGINES)
+    chosen = parse_optimizer("fit", optimizer, momentum, weight_decay, optimizer_options)
+    chosen.check("fit", [parameter for parameter in model.parameters() if parameter.requires_grad], rates[0])
+    begin, report, wanted = _reporter(progress, epochs)
+    data = _check_data(model, X, y, validation)
     start = time.perf_counter()
-    with loop.guarded():
-        try:
-            for epoch in range(1, epochs + 1):
-                losses.append(loop.epoch(*train, generator))
-                if held_out is not None:
-                    validation_losses.append(loop.validate(*held_out))
-                report(epoch, losses[-1])
-            loop.check_parameters(*train)
-        except _NonFiniteLossError as error:
-            # The failing epoch is the one that has no loss yet, unless it was found out after its last update.
-            epoch = len(losses) + (error.kind == "loss" and len(losses) < epochs)
-            finite = torch.tensor(losses, dtype=torch.float64)
-            raise DivergedError(epoch, error.loss, lr, finite, loop.engine, error.kind) from None
+    trained = train_models(
+        data,
+        initial=model,
+        lr=[rates],
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizers=[chosen],
+        shuffle=shuffle,
+        seed=seed,
+        engine=engine,
+        begin=begin,
+        report=report,
+        wanted=wanted,
+        into=model,
+    )
+    losses = trained.losses[:, 0]
+    failure = trained.failures[0]
+    if failure is not None:
+        finite = losses[: failure.finite]
+        raise DivergedError(failure.epoch, failure.loss, rates[failure.epoch - 1], finite, trained.engine, failure.kind)
     return FitResult(
-        losses=torch.tensor(losses, dtype=torch.float64),
-        validation_losses=None if held_out is None else torch.tensor(validation_losses, dtype=torch.float64),
-        engine=loop.engine,
+        losses=losses,
+        validation_losses=None if trained.validation_losses is None else trained.validation_losses[:, 0],
+        engine=trained.engine,
+        reason=trained.reason,
         epochs=epochs,
         seconds=time.perf_counter() - start,
     )
 
 
-def prepare(
-    function: str,
-    model: nn.Linear,
-    *,
-    lr: float,
-    batch_size: object,
-    optimizer: object,
-    momentum: object,
-    weight_decay: object,
-    optimizer_options: object,
-    engine: object,
-) -> _Loop:
-    """Check what ``function`` has in common with :func:`fit`; return the training run that it describes."""
-    if batch_size is not None:
-        batch_size = _checks.positive_integer(function, "batch_size", batch_size)
-    name, loss_function = _choose_engine(function, engine)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return _Loop(
-        model,
-        parameters,
-        _make_optimizer(function, optimizer, parameters, lr, momentum, weight_decay, optimizer_options),
-        name,
-        loss_function,
-        batch_size,
-    )
-
-
-class _NonFiniteLossError(Exception):
-    def __init__(self, loss: float, kind: str) -> None:
-        super().__init__(loss)
-        self.loss = loss
-        self.kind = kind
-
-
-class _Loop:
-    """One training run: the model, its optimizer and a copy of the parameters of the last finite loss."""
-
-    def __init__(
-        self,
-        model: nn.Linear,
-        parameters: list[nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        engine: str,
-        loss_function: _LossFunction,
-        batch_size: int | None,
-    ) -> None:
-        self.model = model
-        self.parameters = parameters
-        self.optimizer = optimizer
-        self.engine = engine
-        self.loss_function = loss_function
-        self.batch_size = batch_size
-        self.saved = [torch.empty_like(parameter, requires_grad=False) for parameter in parameters]
-        self.saved_is_whole = False
-
-    def epoch(self, X: Tensor, y: Tensor, generator: torch.Generator | None) -> float:
-        """Update the parameters once per batch; return the row-weighted mean of the losses before each update."""
-        mean = 0.0
-        for X_batch, y_batch in _batches(X, y, self.batch_size, generator):
-            mean += self.step(X_batch, y_batch) * (X_batch.shape[0] / X.shape[0])
-        return mean
-
-    def step(self, X: Tensor, y: Tensor) -> float:
-        """Update the parameters once; return the loss before that."""
-        first_loss: list[float] = []
-
-        def closure() -> Tensor:
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(X, y)
-            loss.backward()  # type: ignore[no-untyped-call]
-            # An optimizer such as LBFGS calls this several times a step; only the first is at a settled point.
-            if not first_loss:
-                first_loss.append(_finite(loss))
-                self.save()
-            return loss
-
-        # The closure runs before any parameter is changed, so raising in it leaves them as they are.
-        self.optimizer.step(closure)  # type: ignore[arg-type]
-        return first_loss[0]
-
-    def loss(self, X: Tensor, y: Tensor) -> Tensor:
-        return self.loss_function(X, self.model.weight, y, linear_bias=self.model.bias)
-
-    def validate(self, X: Tensor, y: Tensor) -> float:
-        with torch.no_grad():
-            return _finite(self.loss(X, y), "validation loss")
-
-    def check_parameters(self, X: Tensor, y: Tensor) -> None:
-        """Find out a last update that no later loss would: raise unless the parameters are finite."""
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters):
-            with torch.no_grad():
-                _finite(self.loss(X, y))
-            raise _NonFiniteLossError(math.nan, "loss")
-
-    def save(self) -> None:
-        # While the copy is incomplete the parameters themselves are the ones of the last finite loss.
-        self.saved_is_whole = False
-        with torch.no_grad():
-            for saved, parameter in zip(self.saved, self.parameters, strict=True):
-                saved.copy_(parameter)
-        self.saved_is_whole = True
-
-    @contextlib.contextmanager
-    def guarded(self) -> Iterator[None]:
-        """Put the saved parameters back if the run ends by an exception; drop the gradients in any case."""
-        try:
-            # Autocast would go on with the first epoch's parameters: it keeps what it has cast until its context ends.
-            with torch.enable_grad(), torch.autocast(self.model.weight.device.type, enabled=False):
-                yield
-        except BaseException:
-            if self.saved_is_whole:
-                with torch.no_grad():
-                    for saved, parameter in zip(self.saved, self.parameters, strict=True):
-                        parameter.copy_(saved)
-            raise
-        finally:
-            self.optimizer.zero_grad(set_to_none=True)
-
-
-def _finite(loss: Tensor, kind: str = "loss") -> float:
-    value = loss.item()
-    if not math.isfinite(value):
-        raise _NonFiniteLossError(value, kind)
-    return value
-
-
-def _batches(
-    X: Tensor, y: Tensor, batch_size: int | None, generator: torch.Generator | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    if batch_size is None or batch_size >= X.shape[0]:
-        yield X, y
-        return
-    order = torch.randperm(X.shape[0], generator=generator).to(X.device)
-    for rows in torch.split(order, batch_size):
-        yield X.index_select(0, rows), y.index_select(0, rows)
-
-
-def _choose_engine(function: str, engine: object) -> tuple[str, _LossFunction]:
-    """Return the name of the engine to run and its loss; the only place that knows what ``"auto"`` means."""
-    chosen = _checks.one_of(function, "engine", engine, ENGINES)
-    if chosen == "auto":
-        chosen = "autograd"
-    return chosen, _LOSS_FUNCTIONS[chosen]
+def learning_rates(function: str, lr: object, epochs: int) -> list[float]:
+    """Return the learning rate of each epoch: ``lr`` is one for all, or a sequence of as many."""
+    if isinstance(lr, Tensor) and lr.dim() > 0:
+        lr = lr.tolist()
+    if not isinstance(lr, (list, tuple)):
+        return [_checks.positive(function, "lr", lr.item() if isinstance(lr, Tensor) else lr)] * epochs
+    if len(lr) != epochs:
+        raise ValueError(f"{function}: lr must be one number or one for each of {epochs} epochs, but got {len(lr)}")
+    return [_checks.positive(function, f"lr[{epoch}]", rate) for epoch, rate in enumerate(lr)]
 
 
 def _check_model(model: object) -> None:
@@ -384,9 +245,7 @@ def _check_model(model: object) -> None:
         _checks.check_finite("fit", f"model.{name}", parameter.detach())
 
 
-def _check_data(
-    model: nn.Linear, X: object, y: object, validation: object
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+def _check_data(model: nn.Linear, X: object, y: object, validation: object) -> Data:
     def checked(X: object, y: object, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
         return _checks.regression_data(
             "fit",
@@ -397,13 +256,14 @@ def _check_data(
             dtype=model.weight.dtype,
             device=model.weight.device,
             names=names,
+            finite=False,
         )
 
     train = checked(X, y, ("X", "y"))
     if validation is None:
-        return train, None
+        return Data(*train)
     X_validation, y_validation = validation_pair("fit", validation)
-    return train, checked(X_validation, y_validation, ("validation[0]", "validation[1]"))
+    return Data(*train, checked(X_validation, y_validation, ("validation[0]", "validation[1]")))
 
 
 def validation_pair(function: str, validation: object) -> tuple[object, object]:
@@ -414,61 +274,23 @@ def validation_pair(function: str, validation: object) -> tuple[object, object]:
     return validation[0], validation[1]
 
 
-def _reporter(progress: object, epochs: int) -> Callable[[int, float], None]:
+def _reporter(progress: object, epochs: int) -> tuple[Callable[[Choice], None] | None, Report | None, Wanted | None]:
+    """Return what is to be done before the first epoch, after an epoch, and for how many epochs there is nothing."""
     if callable(progress):
-        return progress
+        return None, lambda epoch, losses: progress(epoch, losses.item()), lambda done: 1
     if not isinstance(progress, bool):
         raise TypeError(f"fit: progress must be True, False or a callable, but got {progress!r}")
+    if not progress:
+        return None, None, None
 
-    def report(epoch: int, loss: float) -> None:
-        if progress and epoch * 10 // epochs > (epoch - 1) * 10 // epochs:
-            print(f"Epoch [{epoch}/{epochs}], Loss: {loss:.4f}")
+    def is_shown(epoch: int) -> bool:
+        return epoch * 10 // epochs > (epoch - 1) * 10 // epochs
 
-    return report
+    def report(epoch: int, losses: Tensor) -> None:
+        if is_shown(epoch):
+            print(f"Epoch [{epoch}/{epochs}], Loss: {losses.item():.4f}")
 
+    def begin(choice: Choice) -> None:
+        print(f"Engine: {choice.engine} ({choice.reason})")
 
-def optimizer_names() -> tuple[str, ...]:
-    """Return the class names of the optimizers of ``torch.optim`` that can train a linear layer."""
-    classes = {
-        name: value
-        for name, value in vars(torch.optim).items()
-        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
-    }
-    return tuple(sorted(classes.keys() - _UNSUITABLE_OPTIMIZERS))
-
-
-def _make_optimizer(
-    function: str,
-    name: object,
-    parameters: list[nn.Parameter],
-    lr: float,
-    momentum: object,
-    weight_decay: object,
-    options: object,
-) -> torch.optim.Optimizer:
-    known = {known.lower(): known for known in optimizer_names()}
-    if not isinstance(name, str) or name.lower() not in known:
-        raise ValueError(f"{function}: optimizer must be one of {', '.join(known.values())}, but got {name!r}")
-    class_name = known[name.lower()]
-    make: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, class_name)
-    accepted = inspect.signature(make).parameters
-
-    if options is not None and not isinstance(options, Mapping):
-        raise TypeError(f"{function}: optimizer_options must be a mapping, but got {type(options).__name__}")
-    arguments: dict[str, Any] = dict(options or {})
-    for key in arguments:
-        if key not in accepted or key in ("params", "lr", "momentum", "weight_decay"):
-            known_as = "is a named argument" if key in accepted else f"is not an argument of {class_name}"
-            raise ValueError(f"{function}: optimizer_options holds {key!r}, which {known_as}")
-    for key, value in (("momentum", momentum), ("weight_decay", weight_decay)):
-        number = _checks.non_negative(function, key, value)
-        if key in accepted:
-            arguments[key] = number
-        elif number != 0:
-            raise ValueError(
-                f"{function}: {key} must be 0 for {class_name}, which has no such argument, but got {value!r}"
-            )
-    try:
-        return make(parameters, lr=lr, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{function}: optimizer {class_name} refused this model or its options: {error}") from error
+    return begin, report, lambda done: next(epoch for epoch in range(done + 1, epochs + 1) if is_shown(epoch)) - done

@@ -44,6 +44,7 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> few_outputs(const Problem& p) 
   call.rows = p.rows;
   call.in_features = p.in_features;
   call.out_features = p.out_features;
+  call.models = 1;
   call.residual_scale = residual_scale(p);
   call.target_scale = p.target_gradient_factor;
   call.input_scale = p.input_gradient_factor;

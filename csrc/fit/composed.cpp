@@ -157,7 +157,7 @@ struct Part {
   at::Tensor parameter; // (K, P)
   at::Tensor last_finite; // (K, P), as the following
   at::Tensor memory[3]; // undefined where the optimizer has none
-  bool trained;
+  bool trained = false; // false also where there is none
 };
 
 Part make_part(const RowsRun& run, const at::Tensor& parameter, int64_t begin, bool trained) {
@@ -246,8 +246,8 @@ class Loop {
         const auto [loss, finite] = validate();
         assign(validation_losses[e], alive_, loss);
         stop(finite);
-        assign_stopped(weight_);
-        assign_stopped(bias_);
+        put_back(weight_);
+        put_back(bias_);
       }
     }
     return read_back(losses, validation_losses);
@@ -329,24 +329,24 @@ class Loop {
   }
 
   void keep(const Part& part) const {
-    if (part.parameter.defined()) {
+    if (part.trained) {
       assign(part.last_finite, alive_.unsqueeze(1), part.parameter);
     }
   }
-  void assign_stopped(const Part& part) const {
-    if (part.parameter.defined()) {
+  void put_back(const Part& part) const {
+    if (part.trained) {
       assign(part.parameter, now_stopped_.unsqueeze(1), part.last_finite);
     }
   }
 
   void update(const Part& part, const at::Tensor& gradient, double factor) const {
     keep(part);
-    if (part.parameter.defined() && part.trained) {
+    if (part.trained) {
       const auto alive = alive_.unsqueeze(1);
       const auto g = gradient.view_as(part.parameter).mul(factor);
       const auto next = updated(part, g, alive, numbers_, run_.rule != Rule::Sgd);
       assign(part.parameter, alive, next);
-      assign_stopped(part);
+      put_back(part);
     }
   }
 

@@ -247,6 +247,7 @@ RowsRun check_rows_run(
 
 MomentsRun check_moments_run(
     at::TensorList moments,
+    at::TensorList validation,
     const at::Tensor& linear_weight,
     const OptionalTensor& linear_bias,
     const at::Tensor& lr,
@@ -256,7 +257,6 @@ MomentsRun check_moments_run(
     std::string_view optimizer,
     int64_t epoch,
     int64_t step,
-    at::TensorList validation,
     bool train_weight,
     bool train_bias,
     double largest) {
@@ -293,6 +293,14 @@ Losses no_losses(const Run& run, bool validation) {
       at::full({validation ? run.epochs : 0, run.models}, nan, at::kDouble)};
 }
 
+void count_changes(const Run& run) {
+  for (const auto& changed : {run.linear_weight, run.linear_bias, run.state}) {
+    if (changed.defined()) {
+      changed.unsafeGetTensorImpl()->bump_version();
+    }
+  }
+}
+
 at::Tensor draw_order(const RowsRun& run) {
   return at::randperm(run.rows, run.generator, at::TensorOptions(at::kLong));
 }
@@ -304,9 +312,10 @@ TORCH_LIBRARY_FRAGMENT(torchintro, m) {
       "bool shuffle=True, Generator? generator=None, Tensor? validation_input=None, Tensor? validation_target=None, "
       "bool train_weight=True, bool train_bias=True) -> (Tensor losses, Tensor validation_losses)");
   m.def(
-      "linear_statistics_fit(Tensor[] moments, Tensor(a!) linear_weight, Tensor(b!)? linear_bias, Tensor lr, "
+      "linear_statistics_fit(Tensor[] moments, Tensor[] validation, Tensor(a!) linear_weight, Tensor(b!)? linear_bias, "
+      "Tensor lr, "
       "Tensor options, Tensor(c!) state, Tensor(d!) stopped, str optimizer, int epoch=0, int step=0, "
-      "Tensor[] validation=[], bool train_weight=True, bool train_bias=True, float largest=1.7976931348623157e308) "
+      "bool train_weight=True, bool train_bias=True, float largest=1.7976931348623157e308) "
       "-> (Tensor losses, Tensor validation_losses)");
 }
 

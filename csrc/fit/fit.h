@@ -121,6 +121,7 @@ RowsRun check_rows_run(
 
 MomentsRun check_moments_run(
     at::TensorList moments,
+    at::TensorList validation,
     const at::Tensor& linear_weight,
     const OptionalTensor& linear_bias,
     const at::Tensor& lr,
@@ -130,13 +131,16 @@ MomentsRun check_moments_run(
     std::string_view optimizer,
     int64_t epoch,
     int64_t step,
-    at::TensorList validation,
     bool train_weight,
     bool train_bias,
     double largest);
 
 // Results before the first epoch: all NaN.
 Losses no_losses(const Run& run, bool validation);
+
+// To be called when parameters and state were changed in place other than by PyTorch's operators, which count changes, so that
+// autograd notices where it needed the values from before.
+void count_changes(const Run& run);
 
 // The order of an epoch's rows, as the plain loop draws it; int64 on the CPU.
 at::Tensor draw_order(const RowsRun& run);

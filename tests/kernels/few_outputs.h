@@ -16,7 +16,8 @@ struct FewOutputsProblem {
   DType target_type = DType::Float32;
   int64_t rows = 0;
   int64_t features = 0;
-  int64_t outputs = 0;
+  int64_t outputs = 0; // of all models together
+  int64_t models = 1;
   Matrix input;
   Matrix linear_weight; // of the accumulator's type, as the kernel is given it
   Matrix linear_bias; // one row; may be absent
@@ -30,16 +31,19 @@ struct FewOutputsProblem {
   bool wants_target = true;
   bool past_caches = false;
 
+  int64_t columns() const { // of target and weight
+    return outputs / models;
+  }
   int64_t sums() const {
-    return 1 + outputs + (wants_weight ? outputs * features : 0);
+    return models + outputs + (wants_weight ? outputs * features : 0);
   }
   std::string text() const {
     return std::string("few_outputs ") + format_of(input_type).name + "/" + format_of(target_type).name + ", " +
         std::to_string(rows) + " x " + std::to_string(features) + " -> " + std::to_string(outputs) +
-        strides_text("input", input) + strides_text("target", target) + strides_text("weight", weight) +
-        (linear_bias.present() ? ", bias" : "") + ", gradients:" + (wants_input ? " input" : "") +
-        (wants_weight ? " linear_weight" : "") + (wants_target ? " target" : "") +
-        (past_caches ? ", past the caches" : "");
+        (models > 1 ? " of " + std::to_string(models) + " models" : "") + strides_text("input", input) +
+        strides_text("target", target) + strides_text("weight", weight) + (linear_bias.present() ? ", bias" : "") +
+        ", gradients:" + (wants_input ? " input" : "") + (wants_weight ? " linear_weight" : "") +
+        (wants_target ? " target" : "") + (past_caches ? ", past the caches" : "");
   }
 };
 
@@ -73,6 +77,7 @@ inline cpu::FewOutputs call_few_outputs(const FewOutputsProblem& p, const FewOut
   call.rows = p.rows;
   call.in_features = p.features;
   call.out_features = p.outputs;
+  call.models = p.models;
   call.residual_scale = p.residual_scale;
   call.target_scale = p.target_scale;
   call.input_scale = p.input_scale;
@@ -124,29 +129,36 @@ inline void draw_special(Random& random, std::initializer_list<Matrix*> matrices
 
 // Everything of given sizes.
 inline FewOutputsProblem draw_few_outputs_problem(
-    Random& random, DType input_type, DType target_type, int64_t rows, int64_t features, int64_t outputs) {
+    Random& random,
+    DType input_type,
+    DType target_type,
+    int64_t rows,
+    int64_t features,
+    int64_t outputs,
+    int64_t models = 1) {
   FewOutputsProblem p;
   p.input_type = input_type;
   p.target_type = target_type;
   p.rows = rows;
   p.features = features;
   p.outputs = outputs;
+  p.models = models;
   const DType accumulator = accumulator_of(input_type);
   p.input = draw_matrix(random, input_type, rows, features);
   p.linear_weight = draw_matrix(random, accumulator, contiguous(outputs, features), draw_place(random, accumulator));
   if (random.coin()) {
     p.linear_bias = draw_matrix(random, accumulator, contiguous(1, outputs), draw_place(random, accumulator));
   }
-  p.target = draw_matrix(random, target_type, rows, outputs);
+  p.target = draw_matrix(random, target_type, rows, p.columns());
   if (random.coin()) {
-    p.weight = draw_weight(random, target_type, rows, outputs);
+    p.weight = draw_weight(random, target_type, rows, p.columns());
   }
   p.residual_scale = random.coin() ? 1 : random.uniform(0.01, 2);
   p.target_scale = random.coin() ? -1 : random.uniform(-2, 2);
   p.input_scale = random.coin() ? 1 : random.uniform(0.01, 2);
   p.wants_input = random.coin();
   p.wants_weight = !random.one_in(3);
-  p.wants_target = random.one_in(3);
+  p.wants_target = models == 1 && random.one_in(3);
   p.past_caches = random.coin();
   if (random.one_in(8)) {
     draw_special(random, {&p.input, &p.linear_weight, &p.linear_bias, &p.target, &p.weight});
@@ -157,11 +169,13 @@ inline FewOutputsProblem draw_few_outputs_problem(
 inline FewOutputsProblem draw_few_outputs_problem(Random& random) {
   const auto [input_type, target_type] = draw_dtypes(random);
   const int64_t features = draw_features(random);
-  const int64_t outputs = draw_few_outputs(random);
+  int64_t outputs = draw_few_outputs(random);
+  const int64_t models = random.one_in(3) ? random.between(1, outputs) : 1;
+  outputs = outputs / models * models;
   // The loops of the reference are what takes time.
   const int64_t most = std::max<int64_t>(40, (random.one_in(50) ? 2000000 : 100000) / (features * outputs));
   return draw_few_outputs_problem(
-      random, input_type, target_type, std::min(draw_rows(random), most), features, outputs);
+      random, input_type, target_type, std::min(draw_rows(random), most), features, outputs, models);
 }
 
 // The same values at other addresses.
@@ -186,7 +200,7 @@ inline FewOutputsExpected expect_few_outputs(const FewOutputsProblem& p, int64_t
   const double rounding = rounding_of(accumulator_of(p.input_type));
   const int64_t rows = end - begin;
   FewOutputsExpected expected{
-      {1, 1},
+      {1, p.models},
       {1, p.outputs},
       {p.wants_weight ? p.outputs : 0, p.features},
       {p.wants_input ? rows : 0, p.features},
@@ -198,13 +212,14 @@ inline FewOutputsExpected expect_few_outputs(const FewOutputsProblem& p, int64_t
         residual.add(p.input.at(n, d) * p.linear_weight.at(o, d), 0);
       }
       residual.add(p.linear_bias.present() ? p.linear_bias.at(0, o) : 0, 0);
-      residual.add(-p.target.at(n, o), 0);
+      const int64_t column = o % p.columns();
+      residual.add(-p.target.at(n, column), 0);
       const double r = residual.value;
       const double r_error = residual.tolerance(p.features + 2, rounding);
-      const double v = p.weight.present() ? p.weight.at(n, o) : 1;
+      const double v = p.weight.present() ? p.weight.at(n, column) : 1;
       const double g = p.residual_scale * v * r;
       const double g_error = std::fabs(p.residual_scale * v) * (r_error + 4 * rounding * std::fabs(r));
-      expected.loss.at(0, 0).add(v * r * r, std::fabs(v) * (2 * std::fabs(r) + r_error) * r_error);
+      expected.loss.at(0, o / p.columns()).add(v * r * r, std::fabs(v) * (2 * std::fabs(r) + r_error) * r_error);
       expected.bias_gradient.at(0, o).add(g, g_error);
       for (int64_t d = 0; p.wants_weight && d < p.features; ++d) {
         const double x = p.input.at(n, d);
@@ -229,9 +244,9 @@ inline void check_few_outputs(
   const int64_t rows = end - begin;
   const FewOutputsExpected expected = expect_few_outputs(p, begin, end);
   const double* sums = results.sums.data();
-  check_sums("loss", sums, expected.loss, rows * p.outputs, rounding);
-  check_sums("bias gradient", sums + 1, expected.bias_gradient, rows, rounding);
-  check_sums("weight gradient", sums + 1 + p.outputs, expected.weight_gradient, rows, rounding);
+  check_sums("loss", sums, expected.loss, rows * p.columns(), rounding);
+  check_sums("bias gradient", sums + p.models, expected.bias_gradient, rows, rounding);
+  check_sums("weight gradient", sums + p.models + p.outputs, expected.weight_gradient, rows, rounding);
   if (p.wants_input) {
     check_rows("input gradient", results.grad_input, p.input_type, begin, expected.input_gradient, p.outputs, rounding);
   }

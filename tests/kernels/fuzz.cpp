@@ -4,6 +4,7 @@
 //   fuzz [--seed S] [--rounds R] [--first F]    rounds F .. F + R - 1 of seed S; a failure says how to repeat it alone
 //   fuzz --self-test                            faults put in on purpose, each of which must be found
 #include "large.h"
+#include "moments.h"
 #include "repeat.h"
 #include "residual.h"
 #include "self_test.h"
@@ -71,11 +72,23 @@ ResidualResults run(Random& random, const ResidualProblem& p, Level level, const
   return results;
 }
 
+MomentsResults run(Random&, const MomentsProblem& p, Level level, const Blocks& blocks) {
+  const cpu::RowMoments call = call_moments(p);
+  const auto kernel = cpu::find_kernels(p.input_type, p.input_type, level).moments;
+  return {blocks.sum(
+      p.sums(), moments_scratch_bytes(call), [&](int64_t begin, int64_t end, double* partial, void* scratch) {
+        kernel(call, begin, end, partial, scratch);
+      })};
+}
+
 void check(const FewOutputsProblem& p, const FewOutputsResults& results, int64_t begin, int64_t end) {
   check_few_outputs(p, results, begin, end);
 }
 void check(const ResidualProblem& p, const ResidualResults& results, int64_t begin, int64_t end) {
   check_residual(p, results, begin, end);
+}
+void check(const MomentsProblem& p, const MomentsResults& results, int64_t begin, int64_t end) {
+  check_moments(p, results, begin, end);
 }
 
 // All or some of the rows, at every level: right to rounding, hence the levels equal to it, and from the same values
@@ -129,6 +142,8 @@ void fuzz_round(uint64_t seed, int64_t round) {
     fuzz(random, draw_residual_problem(random));
   } else if (random.one_in(10)) {
     fuzz(random, draw_add_up_problem(random, draw_dtypes(random).input));
+  } else if (random.one_in(5)) {
+    fuzz(random, draw_moments_problem(random));
   } else {
     fuzz(random, draw_few_outputs_problem(random));
   }
@@ -351,6 +366,63 @@ void self_test_add_up(SelfTest& test, Level level, DType dtype) {
   test.must_notice("a sum behind" + at, [&] { run_with({0, 0, 0, 1}); });
 }
 
+void self_test_moments(SelfTest& test, Level level, DType dtype, int64_t features) {
+  const std::string at =
+      std::string(" at ") + cpu::level_name(level) + " with " + std::to_string(features) + " features";
+  Random random(1);
+  MomentsProblem p = draw_moments_problem(random, dtype, dtype, 150, features, 2);
+  p.input = draw_matrix(random, dtype, contiguous(150, features), Place());
+  p.target = draw_matrix(random, dtype, contiguous(150, 2), Place());
+  p.weight = draw_matrix(random, DType::Float64, contiguous(150, 1), Place());
+  const Blocks blocks(random, 0, p.rows);
+  const auto good = [&] { return run(random, p, level, blocks); };
+  check(p, good(), 0, p.rows);
+  test.must_notice("a moment's row left out" + at, [&] {
+    check(p, run(random, p, level, Blocks(random, 0, p.rows - 1)), 0, p.rows);
+  });
+  test.must_notice("moments about another place" + at, [&] {
+    const auto results = good();
+    p.shift.set(0, features - 1, p.shift.at(0, features - 1) + 1e-9);
+    check(p, results, 0, p.rows);
+  });
+  test.must_notice("a weight left out" + at, [&] {
+    const auto results = good();
+    p.weight.set(7, 0, p.weight.at(7, 0) + 1e-9);
+    check(p, results, 0, p.rows);
+  });
+  test.must_notice("a last moment that is wrong" + at, [&] {
+    auto results = good();
+    const cpu::RowMoments call = call_moments(p);
+    const int64_t last = (moments_extra(call) + features - 1) * moments_stride(call) + features - 1;
+    results.sums[static_cast<size_t>(moments_matrix(call) + last)] *= 1 + 1e-12;
+    check(p, results, 0, p.rows);
+  });
+  test.must_notice("a moment's input too short" + at, [&] {
+    p.input.memory = p.input.memory.copy({0, Guard::PageAfter}, bytes_of(dtype));
+    good();
+  });
+  test.must_notice("a moment's target too short" + at, [&] {
+    p.target.memory = p.target.memory.copy({0, Guard::PageAfter}, bytes_of(dtype));
+    good();
+  });
+  test.must_notice("weights too short" + at, [&] {
+    p.weight.memory = p.weight.memory.copy({0, Guard::PageAfter}, 8);
+    good();
+  });
+#if defined(__SANITIZE_ADDRESS__)
+  const auto run_with = [&](int64_t fewer_sums, int64_t fewer_scratch) {
+    const cpu::RowMoments call = call_moments(p);
+    const Buffer partial(p.sums() * 8 - fewer_sums, Buffer::kNan);
+    const Buffer scratch(moments_scratch_bytes(call) - fewer_scratch, Buffer::kNan);
+    const auto kernel = cpu::find_kernels(dtype, dtype, level).moments;
+    kernel(call, 0, p.rows, reinterpret_cast<double*>(partial.data()), scratch.data());
+  };
+  test.must_notice("too few sums for the moments" + at, [&] { run_with(8, 0); });
+  test.must_notice(
+      "too little scratch for the moments" + at, [&] { run_with(0, moments_scratch_bytes(call_moments(p)) / 2); });
+#endif
+}
+
 int self_test() {
   SelfTest test;
   for (const Level level : levels()) {
@@ -365,6 +437,8 @@ int self_test() {
       self_test_memory(test, level, p);
       self_test_tiles(test, level, dtype);
       self_test_add_up(test, level, dtype);
+      self_test_moments(test, level, dtype, 7);
+      self_test_moments(test, level, dtype, 45);
     }
   }
   return test.result();

@@ -13,7 +13,9 @@
 #include "cpu/kernels/wide_impl.h"
 #include "cpu/kernels/few_outputs_impl.h"
 #include "cpu/kernels/residual_impl.h"
+#include "cpu/kernels/moments_impl.h"
 #include "cpu/kernels/sums_impl.h"
+#include "cpu/kernels/row_products_impl.h"
 #include "cpu/kernels/level_table.h"
 // clang-format on
 #endif

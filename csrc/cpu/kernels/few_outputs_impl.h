@@ -88,8 +88,8 @@ TORCHINTRO_INLINE void add_residuals(Doubles& squares, Doubles& sum, Vector<A> d
   }
 }
 
-// p (+ bias, where given) -> g for `rows` rows of a panel, zeros in the rows behind them; the panel's loss and bias gradient
-// are added to `loss` and `db`.
+// p (+ bias, where given) -> g for `rows` rows of a panel, zeros in the rows behind them; the panel's losses and bias gradient
+// are added to `losses` and `db`. A single model's loss stays in the lanes of `loss`, which cost a sum each panel otherwise.
 template <typename A>
 TORCHINTRO_FUNCTION void residuals(
     const FewOutputs& a,
@@ -98,30 +98,39 @@ TORCHINTRO_FUNCTION void residuals(
     int64_t rows,
     int64_t padded_rows,
     Doubles& loss,
+    double* losses,
     double* db) {
   constexpr int64_t L = kLanes<A>;
   const A scale = static_cast<A>(a.residual_scale);
   const bool weighted = a.weight.data != nullptr;
   const int64_t v_stride = a.weight.column_stride == 0 ? 0 : s.column;
-  Doubles squares{};
-  for (int64_t o = 0; o < a.out_features; ++o) {
-    const A b = bias ? bias[o] : A(0);
-    Doubles sum{};
-    for (int64_t r = 0; r < padded_rows; r += L) {
-      A* p = s.p + o * s.column + r;
-      Vector<A> difference = Memory<A>::load(p) + b - Memory<A>::load(s.t + o * s.column + r);
-      Vector<A> product = weighted ? difference * Memory<A>::load(s.v + o * v_stride + r) : difference;
-      if (r + L > rows) {
-        const auto mask = lanes_below<A>(rows - r);
-        difference = keep<A>(difference, mask);
-        product = keep<A>(product, mask);
+  const int64_t columns = a.out_features / a.models;
+  for (int64_t m = 0; m < a.models; ++m) {
+    Doubles squares{};
+    for (int64_t column = 0; column < columns; ++column) {
+      const int64_t o = m * columns + column;
+      const A b = bias ? bias[o] : A(0);
+      Doubles sum{};
+      for (int64_t r = 0; r < padded_rows; r += L) {
+        A* p = s.p + o * s.column + r;
+        Vector<A> difference = Memory<A>::load(p) + b - Memory<A>::load(s.t + column * s.column + r);
+        Vector<A> product = weighted ? difference * Memory<A>::load(s.v + column * v_stride + r) : difference;
+        if (r + L > rows) {
+          const auto mask = lanes_below<A>(rows - r);
+          difference = keep<A>(difference, mask);
+          product = keep<A>(product, mask);
+        }
+        add_residuals<A>(squares, sum, difference, product);
+        Memory<A>::store(p, product * scale);
       }
-      add_residuals<A>(squares, sum, difference, product);
-      Memory<A>::store(p, product * scale);
+      db[o] += a.residual_scale * sum_lanes<double>(sum);
     }
-    db[o] += a.residual_scale * sum_lanes<double>(sum);
+    if (a.models == 1) {
+      loss += squares;
+    } else {
+      losses[m] += sum_lanes<double>(squares);
+    }
   }
-  loss += squares;
 }
 
 // The panel's rows as contiguous accumulators, in s.x.
@@ -141,14 +150,14 @@ TORCHINTRO_INLINE void copy_rows(
 }
 
 // What to ask for while the panel at `row` is worked on: as much as it has, with the gaps between the rows, where these are
-// small beside the rows or no line of their own. What lies behind a block's end is the next block's, very likely of the same
-// thread.
+// small beside the rows or no line of their own. Behind a block's end lies what the caller says that its thread goes on with.
 template <typename T>
-TORCHINTRO_INLINE Ahead panel_ahead(const FewOutputs& a, int64_t row, int64_t panel, bool narrow) {
+TORCHINTRO_INLINE Ahead panel_ahead(const FewOutputs& a, int64_t row, int64_t row_end, int64_t panel, bool narrow) {
   constexpr int64_t kLineSize = Ahead::kLine / static_cast<int64_t>(sizeof(T));
   const int64_t stride = a.input.row_stride, gap = stride - a.in_features;
   const bool close = a.input.column_stride == 1 && gap >= 0 && (gap <= a.in_features / 2 || stride <= kLineSize);
-  if (!close || row + panel >= a.rows) {
+  const int64_t next_row = row + panel + (row + panel < row_end ? 0 : a.rows_between);
+  if (!close || next_row >= a.rows) {
     return Ahead::idle(a.input.data);
   }
   constexpr int64_t L = kLanes<Accumulator<T>>;
@@ -173,7 +182,7 @@ TORCHINTRO_INLINE Ahead panel_ahead(const FewOutputs& a, int64_t row, int64_t pa
   const int64_t row_bytes = stride * static_cast<int64_t>(sizeof(T));
   const char* origin = static_cast<const char*>(a.input.data);
   // Four pages are complete when the fifth is begun.
-  const char* next = origin + (row + panel) * row_bytes + Ahead::kPages * Ahead::kPage;
+  const char* next = origin + next_row * row_bytes + Ahead::kPages * Ahead::kPage;
   return Ahead::from(origin, next, panel * row_bytes, steps, round);
 }
 
@@ -197,9 +206,11 @@ TORCHINTRO_TARGET void few_outputs(
   const auto s = Scratch<A>::lay_out(a, panel, narrow, scratch);
   const A* w = static_cast<const A*>(a.linear_weight);
   const A* bias = static_cast<const A*>(a.linear_bias);
-  double* sums = partial + 1 + outputs;
+  const int64_t models = a.models, columns = outputs / models; // of target and weight
+  double* const db = partial + models;
+  double* const sums = db + outputs;
   // The first panel overwrites the weight gradient's sums, where there is one.
-  set_zero(partial, 1 + outputs + (a.wants_weight_gradient && row_begin >= row_end ? outputs * features : 0));
+  set_zero(partial, models + outputs + (a.wants_weight_gradient && row_begin >= row_end ? outputs * features : 0));
   Doubles loss{};
   int64_t run = 0; // rows in dw
   bool fresh = true; // nothing is in sums yet
@@ -208,7 +219,7 @@ TORCHINTRO_TARGET void few_outputs(
   for (int64_t row = row_begin; row < row_end; row += panel) {
     const int64_t rows = row_end - row < panel ? row_end - row : panel;
     const int64_t padded_rows = round_up(rows, tile);
-    Ahead ahead = panel_ahead<T>(a, row, panel, narrow);
+    Ahead ahead = panel_ahead<T>(a, row, row_end, panel, narrow);
     // Rows that do not fill a tile are copied too, with zeros behind them.
     const bool direct = !narrow && usable && rows == padded_rows;
     const T* x = input + row * a.input.row_stride;
@@ -223,12 +234,12 @@ TORCHINTRO_TARGET void few_outputs(
       wide_predict<A>(s.x, s.x_stride, rows, w, features, outputs, ahead, s.p);
     }
     const int64_t residual_rows = narrow ? padded_rows : round_up(rows, kLanes<A>);
-    load_operand<U>(a.target, row, row_end, rows, residual_rows, outputs, s.t, s.column);
+    load_operand<U>(a.target, row, row_end, rows, residual_rows, columns, s.t, s.column);
     if (a.weight.data) {
       load_operand<U>(
-          a.weight, row, row_end, rows, residual_rows, a.weight.column_stride == 0 ? 1 : outputs, s.v, s.column);
+          a.weight, row, row_end, rows, residual_rows, a.weight.column_stride == 0 ? 1 : columns, s.v, s.column);
     }
-    residuals<A>(a, s, narrow ? nullptr : bias, rows, residual_rows, loss, partial + 1);
+    residuals<A>(a, s, narrow ? nullptr : bias, rows, residual_rows, loss, partial, db);
     if (a.grad_target) {
       U* to = static_cast<U*>(a.grad_target) + row * outputs;
       store_by_rows<U>(s.p, s.column, rows, outputs, static_cast<A>(a.target_scale), to);
@@ -263,7 +274,9 @@ TORCHINTRO_TARGET void few_outputs(
       run = 0;
     }
   }
-  partial[0] = sum_lanes<double>(loss);
+  if (models == 1) {
+    partial[0] = sum_lanes<double>(loss);
+  }
   if (a.past_caches) {
     finish_stores_past_caches();
   }

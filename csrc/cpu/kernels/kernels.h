@@ -33,21 +33,23 @@ struct FewOutputs {
   Strided<const void> input; // (N, D), input dtype
   const void* linear_weight; // (O, D) contiguous, float32 (float64 for float64)
   const void* linear_bias; // (O) contiguous, same; null without
-  Strided<const void> target; // (N, O), target dtype
-  Strided<const void> weight; // (N, O), target dtype; null without
+  Strided<const void> target; // (N, O / models), target dtype
+  Strided<const void> weight; // (N, O / models), target dtype; null without
   int64_t rows; // N: what lies behind a block may be asked for ahead
+  int64_t rows_between; // from a block's end to what its thread goes on with, which is asked for ahead
   int64_t in_features;
-  int64_t out_features;
+  int64_t out_features; // of all models together
+  int64_t models; // that share the input and the target: target and weight have the columns of one
   double residual_scale;
   double target_scale; // dt = target_scale * g
   double input_scale;
   void* grad_input; // (N, D) contiguous, input dtype; null if not asked for
-  void* grad_target; // (N, O) contiguous, target dtype; null if not asked for
+  void* grad_target; // (N, O) contiguous, target dtype; null if not asked for, and with several models
   bool wants_weight_gradient;
   bool past_caches; // grad_input is larger than the caches: nobody finds it there afterwards
 };
 
-// A block's sums: partial[0] the loss, partial[1 .. O] the bias gradient, then O x D of the weight gradient (if wanted).
+// A block's sums: the loss of each of M models, O values of the bias gradient, then O x D of the weight gradient (if wanted).
 // All overwritten. `scratch` holds few_outputs_scratch_bytes, aligned to kScratchAlignment.
 using FewOutputsKernel =
     void (*)(const FewOutputs&, int64_t row_begin, int64_t row_end, double* partial, void* scratch);
@@ -115,10 +117,75 @@ inline int64_t residual_scratch_bytes(const Residual& a) {
 using AddUpKernel = void (*)(
     const double* sums, int64_t blocks, int64_t stride, int64_t begin, int64_t end, double scale, void* gradient);
 
+// The moments kernel: second moments of a block of rows about a shift s near the mean, all in float64. With the rows' weights v
+// (1 without), dx = x - s_x and dy = y - s_y:
+//
+//   count = sum v;  sum_y = sum v dy;  syy = sum v dy^2;  sum_x = sum v dx;  sxy = sum v dy dx';  sxx = sum v dx dx'
+struct RowMoments {
+  Strided<const void> input; // (N, D)
+  Strided<const void> target; // (N, O), target_type
+  DType target_type; // any, whatever the kernel's own, which is the input's
+  const double* weight; // (N); null without
+  const double* shift; // s_x with zeros up to a multiple of 16, then s_y
+  int64_t rows; // N: what lies behind a block may be asked for ahead
+  int64_t in_features;
+  int64_t out_features;
+};
+
+// A block's sums, all overwritten: count; sum_y (O); syy (O); then a matrix of rows moments_stride apart: sum_x, O rows sxy,
+// a row or none for padding, and sxx from row moments_extra on, of which only the upper triangle means something.
+inline int64_t moments_stride(const RowMoments& a) {
+  return round_up(a.in_features, 8);
+}
+inline int64_t moments_extra(const RowMoments& a) {
+  return round_up(1 + a.out_features, 2);
+}
+inline int64_t moments_matrix(const RowMoments& a) {
+  return 1 + 2 * a.out_features;
+}
+inline int64_t moments_sums(const RowMoments& a) {
+  return moments_matrix(a) + (moments_extra(a) + moments_stride(a)) * moments_stride(a);
+}
+// `scratch` holds moments_scratch_bytes, aligned to kScratchAlignment.
+using MomentsKernel = void (*)(const RowMoments&, int64_t row_begin, int64_t row_end, double* partial, void* scratch);
+
+// Beyond so many features or outputs matrix products are used. Features, one output, float32, two cores of an Intel Xeon with
+// AMX, against products of float64 chunks: 200000 x 256 @@256@@, 100000 x 512 @@512@@.
+constexpr int64_t kMostMomentsFeatures = 512;
+constexpr int64_t kMostMomentsOutputs = 64;
+
+// Rows of a panel. By columns as in kNarrowPanelRows. By rows: the panel in float64 is 36 KB for 64 features, inside the
+// first-level cache, and the sums are loaded and stored once for so many rows.
+constexpr int64_t kMomentsNarrowRows = 128, kMomentsWideRows = 64;
+
+// Enough for every dtype and level: see MomentsScratch in moments_impl.h for the parts.
+inline int64_t moments_scratch_bytes(const RowMoments& a) {
+  const int64_t extra = moments_extra(a), d = round_up(a.in_features, kMaximumLanes) + kMaximumLanes;
+  if (a.in_features <= kNarrowFeatures) {
+    const int64_t left = round_up(extra + a.in_features, 4), right = a.in_features + 1;
+    const int64_t staged = a.in_features > a.out_features ? a.in_features : a.out_features;
+    return 8 * ((left + right + staged) * kMomentsNarrowRows + left * right * (kMaximumLanes / 2));
+  }
+  const int64_t staged = d > a.out_features ? d : a.out_features, panels = a.weight ? 2 : 1;
+  return 8 * ((extra + staged) * kMomentsWideRows + panels * (kMomentsWideRows + 1) * d);
+}
+
+// Columns [column_begin, column_end) of to = from * matrix, in float64, for a few rows; where the columns are cut does not
+// change a bit of them.
+struct RowProducts {
+  const double* from; // (rows, inner) contiguous
+  const double* matrix; // (inner, columns) contiguous
+  double* to; // (rows, columns) contiguous
+  int64_t rows, inner, columns;
+};
+using RowProductsKernel = void (*)(const RowProducts&, int64_t column_begin, int64_t column_end);
+
 struct Kernels {
   FewOutputsKernel few_outputs;
   ResidualKernel residual;
   AddUpKernel add_up;
+  MomentsKernel moments;
+  RowProductsKernel row_products; // the same for all dtypes
 };
 
 // For an input and a target dtype. The pairs are (T, T), and 16-bit inputs with a float32 target.

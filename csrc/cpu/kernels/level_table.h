@@ -2,7 +2,7 @@
 namespace torchintro::cpu::TORCHINTRO_LEVEL {
 
 template <typename T, typename U>
-constexpr Kernels kernels_of{few_outputs<T, U>, residual<T, U>, add_up<T>};
+constexpr Kernels kernels_of{few_outputs<T, U>, residual<T, U>, add_up<T>, moments<T>, row_products};
 
 Kernels find(DType input, DType target) {
   switch (input) {

@@ -5,7 +5,8 @@
 //
 // Work: a group of L neighbouring lanes, L a power of two up to 32, owns a row; a thread owns the columns lane, lane + L, ...
 //   of every row that its group meets, up to kColumns of them: its part of W and its sums of r' X are in registers. The
-//   parameters lie in shared memory beside the optimizer's rows; thread t owns t, t + threads, ... of them.
+//   parameters lie in shared memory beside the optimizer's rows; thread t owns every `threads`-th of them from t on, of
+//   those that are trained.
 // A step: every warp leaves its sums in shared memory; barrier; every thread adds up the loss (all in the same order, so that
 //   all decide alike) and the owners the gradients, and update; barrier. Nothing else waits.
 // Latency of a step, estimated for sm_90, 100 x 1 -> 1 in float32: one warp, 4 rows a lane. Loads from the first-level cache
@@ -266,7 +267,8 @@ __global__ void __launch_bounds__(kMaxThreads) fit_rows_kernel(const FitRowsCall
 
   T* const weight = static_cast<T*>(call.linear_weight) + model * weight_count;
   T* const bias = call.linear_bias == nullptr ? nullptr : static_cast<T*>(call.linear_bias) + model * o_count;
-  const int count = bias == nullptr ? weight_count : state_count; // parameters that there are
+  const int first_trained = call.train_weight ? 0 : weight_count;
+  const int end_trained = call.train_bias ? state_count : weight_count; // no more than first_trained where none are
   T* const state = static_cast<T*>(call.state) + model * state_count;
   const int64_t state_stride = call.models * state_count;
   const double* const options = call.options + model * kFitOptions;
@@ -346,16 +348,14 @@ __global__ void __launch_bounds__(kMaxThreads) fit_rows_kernel(const FitRowsCall
         u.second_root = shared.second_roots[ahead];
         u.first = call.step + index == 0;
         const double factor = 2.0 / (static_cast<double>(end - begin) * o_count);
-        for (int i = thread; i < count; i += threads) {
+        for (int i = first_trained + thread; i < end_trained; i += threads) {
           const T p = shared.parameters[i];
           shared.last_finite[i] = p;
-          if (i < weight_count ? call.train_weight : call.train_bias) {
-            double total = 0;
-            for (int w = 0; w < warps; ++w) {
-              total += shared.gradients[w * state_count + i];
-            }
-            shared.parameters[i] = updated(u, p, static_cast<T>(total * factor), shared.memory + i, state_count);
+          double total = 0;
+          for (int w = 0; w < warps; ++w) {
+            total += shared.gradients[w * state_count + i];
           }
+          shared.parameters[i] = updated(u, p, static_cast<T>(total * factor), shared.memory + i, state_count);
         }
       }
       __syncthreads();
@@ -394,7 +394,7 @@ __global__ void __launch_bounds__(kMaxThreads) fit_rows_kernel(const FitRowsCall
   }
 
   // Each thread what it owns, which no other thread has written.
-  for (int i = thread; i < count; i += threads) {
+  for (int i = first_trained + thread; i < end_trained; i += threads) {
     const T p = finite ? shared.parameters[i] : shared.last_finite[i];
     (i < weight_count ? weight[i] : bias[i - weight_count]) = p;
     state[i] = shared.last_finite[i];

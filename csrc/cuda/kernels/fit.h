@@ -36,7 +36,7 @@ struct FitRowsCall {
   int64_t epoch; // run by earlier calls
   int64_t step; // updates made by earlier calls
   bool train_weight;
-  bool train_bias;
+  bool train_bias; // only with linear_bias
 
   void* linear_weight; // (K, O, D)
   void* linear_bias; // (K, O); null without

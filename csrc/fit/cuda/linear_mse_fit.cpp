@@ -92,12 +92,7 @@ Losses one_launch(const RowsRun& run, cuda::FitRowsCall call) {
     call.validation_losses = validation_epochs > 0 ? losses + (run.epochs + first) * run.models : nullptr;
     C10_CUDA_CHECK(cuda::fit_rows(call, c10::cuda::getCurrentCUDAStream()));
   }
-  // What the kernel wrote in place, which no operator of PyTorch's has seen.
-  for (const auto& trained : {run.linear_weight, run.linear_bias, run.state}) {
-    if (trained.defined()) {
-      trained.unsafeGetTensorImpl()->bump_version();
-    }
-  }
+  count_changes(run);
 
   const auto read = results.cpu();
   run.stopped.copy_(read[last].view(at::kLong));

@@ -127,15 +127,23 @@ class FitOracle {
     return std::fabs(loss) <= p_.largest(); // not NaN either
   }
 
-  // Without a bias, its place in the state is nobody's.
-  int64_t present() const {
-    return p_.outputs * p_.features + (p_.linear_bias.present() ? p_.outputs : 0);
+  bool is_trained(size_t i) const {
+    return static_cast<int64_t>(i) < p_.outputs * p_.features ? p_.train_weight : p_.train_bias;
   }
+  // What is not trained has no place in the state.
   void keep() {
-    std::copy_n(result_.parameters.begin(), present(), result_.state[0].begin());
+    for (size_t i = 0; i < result_.parameters.size(); ++i) {
+      if (is_trained(i)) {
+        result_.state[0][i] = result_.parameters[i];
+      }
+    }
   }
   void stop(int64_t e) {
-    std::copy_n(result_.state[0].begin(), present(), result_.parameters.begin());
+    for (size_t i = 0; i < result_.parameters.size(); ++i) {
+      if (is_trained(i)) {
+        result_.parameters[i] = result_.state[0][i];
+      }
+    }
     result_.stopped = p_.epoch + e;
   }
 
@@ -164,9 +172,9 @@ class FitOracle {
     keep();
     const int64_t step = p_.step + e * p_.batches() + begin / p_.batch_rows;
     const double lr = p_.lr[static_cast<size_t>(e * p_.models + model_)];
-    for (int64_t i = 0; i < present(); ++i) {
-      if (i < weights ? p_.train_weight : p_.train_bias) {
-        update(static_cast<size_t>(i), gradient[static_cast<size_t>(i)] * 2 / elements, lr, step);
+    for (size_t i = 0; i < gradient.size(); ++i) {
+      if (is_trained(i)) {
+        update(i, gradient[i] * 2 / elements, lr, step);
       }
     }
     return loss * static_cast<double>(end - begin);

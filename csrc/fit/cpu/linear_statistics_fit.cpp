@@ -1,0 +1,195 @@
+// linear_statistics_fit: training on second moments. With n = count, e = b + w mean_x - mean_y and q = w sxx - sxy (a row each
+// for every output):
+//
+//   loss = 1 / (n O) sum_o (w (q - sxy) + syy + n e^2)       dW = 2 / (n O) (q + n e mean_x)       db = 2 / O e
+//
+// Everything is about centred data and in float64. Operations an epoch and model: 2 O D^2. Bytes: sxx once for every four rows
+// of weights, out of a cache for up to some hundred features.
+#include "cpu/kernels/kernels.h"
+#include "fit/cpu/models.h"
+
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <vector>
+
+namespace torchintro::fit {
+namespace {
+
+// Rows of weights that are multiplied with sxx at once.
+constexpr int64_t kRowsAtOnce = 4;
+// Multiplications that are worth waking a thread for.
+constexpr int64_t kOperationsPerThread = 65536;
+
+class Loop {
+ public:
+  explicit Loop(const MomentsRun& run)
+      : run_(run),
+        models_(run),
+        row_products_(cpu::find_kernels(cpu::DType::Float64, cpu::DType::Float64).row_products),
+        d_(run.in_features),
+        o_(run.out_features),
+        group_(std::max<int64_t>(1, kRowsAtOnce / run.out_features)) {}
+
+  Losses run() {
+    auto results = no_losses(run_, run_.validation.has_value());
+    losses_ = std::get<0>(results).mutable_data_ptr<double>();
+    validation_losses_ = std::get<1>(results).mutable_data_ptr<double>();
+    const int64_t groups = (run_.models + group_ - 1) / group_;
+    const int64_t operations = std::max<int64_t>(1, run_.epochs * group_ * o_ * d_ * d_);
+    at::parallel_for(0, groups, kOperationsPerThread / operations + 1, [&](int64_t begin, int64_t end) {
+      std::vector<double> q(group_ * o_ * d_), gradient(models_.parameters());
+      for (int64_t group = begin; group < end; ++group) {
+        train(group * group_, std::min(run_.models, (group + 1) * group_), q.data(), gradient.data());
+      }
+    });
+    return results;
+  }
+
+ private:
+  void train(int64_t first, int64_t last, double* q, double* gradient) {
+    for (int64_t epoch = 0; epoch < run_.epochs; ++epoch) {
+      bool running = false;
+      for (int64_t k = first; k < last; ++k) {
+        running |= !models_.has_stopped(k);
+      }
+      if (!running) {
+        return;
+      }
+      const int64_t step = run_.step + epoch;
+      multiply(run_.train, first, last, q);
+      for (int64_t k = first; k < last; ++k) {
+        if (models_.has_stopped(k)) {
+          continue;
+        }
+        const double loss = loss_and_gradient<true>(run_.train, k, q + (k - first) * o_ * d_, gradient);
+        losses_[epoch * run_.models + k] = loss;
+        if (is_finite(loss)) {
+          models_.update(k, models_.update_of(k, epoch, step), 0, models_.parameters(), gradient);
+        } else {
+          stop(k, epoch, step);
+        }
+      }
+      if (run_.validation) {
+        multiply(*run_.validation, first, last, q);
+        for (int64_t k = first; k < last; ++k) {
+          if (!models_.has_stopped(k)) {
+            const double loss = loss_and_gradient<false>(*run_.validation, k, q + (k - first) * o_ * d_, nullptr);
+            validation_losses_[epoch * run_.models + k] = loss;
+            if (!is_finite(loss)) {
+              stop(k, epoch, step + 1);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  bool is_finite(double loss) const {
+    return loss <= run_.largest; // and NaN is not
+  }
+
+  void stop(int64_t model, int64_t epoch, int64_t step) const {
+    models_.restore(model, step, 0, models_.parameters());
+    models_.stop(model, epoch);
+  }
+
+  // q = w sxx for all outputs of models [first, last)
+  void multiply(const Moments& m, int64_t first, int64_t last, double* q) const {
+    const double* sxx = m.sxx.const_data_ptr<double>();
+    const int64_t rows = (last - first) * o_;
+    if (d_ == 1) {
+      for (int64_t i = 0; i < rows; ++i) {
+        q[i] = *sxx * models_.weight(first)[i];
+      }
+      return;
+    }
+    const cpu::RowProducts call{models_.weight(first), sxx, q, rows, d_, d_};
+    if (at::in_parallel_region() || rows * d_ * d_ < 2 * kOperationsPerThread) {
+      row_products_(call, 0, d_);
+    } else {
+      at::parallel_for(0, d_, kOperationsPerThread / (rows * d_) + 1, [&](int64_t begin, int64_t end) {
+        row_products_(call, begin, end);
+      });
+    }
+  }
+
+  // From q = w sxx, the loss; and the gradient, as the state has the parameters.
+  template <bool Gradient>
+  double loss_and_gradient(const Moments& m, int64_t model, const double* q, double* gradient) const {
+    const double n = *m.count.const_data_ptr<double>();
+    const double* mean_x = m.mean_x.const_data_ptr<double>();
+    const double* mean_y = m.mean_y.const_data_ptr<double>();
+    const double* sxy = m.sxy.const_data_ptr<double>();
+    const double* syy = m.syy.const_data_ptr<double>();
+    const double* w = models_.weight(model);
+    const double* b = models_.bias(model);
+    const double scale = 2 / (n * static_cast<double>(o_));
+    double sum = 0;
+    for (int64_t o = 0; o < o_; ++o, w += d_, q += d_) {
+      double e = (b ? b[o] : 0) - mean_y[o], squares = syy[o];
+      for (int64_t d = 0; d < d_; ++d) {
+        const double xy = sxy[d * o_ + o];
+        e += w[d] * mean_x[d];
+        squares += w[d] * (q[d] - xy - xy);
+      }
+      // Rounding can leave a fit without residuals below zero.
+      sum += std::max(squares, 0.0) + n * e * e;
+      if (Gradient) {
+        for (int64_t d = 0; d < d_; ++d) {
+          gradient[o * d_ + d] = scale * (q[d] - sxy[d * o_ + o] + n * e * mean_x[d]);
+        }
+        gradient[models_.weights() + o] = scale * n * e;
+      }
+    }
+    return sum / (n * static_cast<double>(o_));
+  }
+
+  const MomentsRun& run_;
+  Models<double> models_;
+  cpu::RowProductsKernel row_products_;
+  int64_t d_, o_;
+  int64_t group_; // models whose weights are multiplied at once
+  double* losses_ = nullptr;
+  double* validation_losses_ = nullptr;
+};
+
+Losses linear_statistics_fit_cpu(
+    at::TensorList moments,
+    at::TensorList validation,
+    const at::Tensor& linear_weight,
+    const OptionalTensor& linear_bias,
+    const at::Tensor& lr,
+    const at::Tensor& options,
+    const at::Tensor& state,
+    const at::Tensor& stopped,
+    std::string_view optimizer,
+    int64_t epoch,
+    int64_t step,
+    bool train_weight,
+    bool train_bias,
+    double largest) {
+  const auto run = check_moments_run(
+      moments,
+      validation,
+      linear_weight,
+      linear_bias,
+      lr,
+      options,
+      state,
+      stopped,
+      optimizer,
+      epoch,
+      step,
+      train_weight,
+      train_bias,
+      largest);
+  return Loop(run).run();
+}
+
+TORCH_LIBRARY_IMPL(torchintro, CPU, m) {
+  m.impl("linear_statistics_fit", linear_statistics_fit_cpu);
+}
+
+} // namespace
+} // namespace torchintro::fit

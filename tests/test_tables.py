@@ -1,0 +1,758 @@
+"""Streamed tables: every format against read_table, whatever the pieces and shares, and the answers to bad files."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import multiprocessing
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import torchintro
+from torchintro import _background, _csv, _progress, _readers, tables
+from torchintro.data import Standardize, read_table
+from torchintro.tables import Table, open_table
+
+pyarrow = pytest.importorskip("pyarrow")
+csv = pytest.importorskip("pyarrow.csv")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+NAMES = ["area", "rooms", "age", "price"]
+FORMATS = ["parquet", "csv", "npy", "npy by columns"]
+
+
+def numbers(rows: int, columns: int = 4, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
+
+
+def write(path: Path, kind: str, matrix: np.ndarray, group: int = 7) -> Path:
+    """Write one file of a kind, a Parquet file in row groups of ``group`` rows."""
+    path = path.with_suffix(f".{kind.split()[0]}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = NAMES if matrix.shape[1] == 4 else [str(i) for i in range(matrix.shape[1])]
+    if kind.startswith("npy"):
+        np.save(path, np.asfortranarray(matrix) if kind == "npy by columns" else matrix)
+        return path
+    table = pyarrow.table({name: matrix[:, i] for i, name in enumerate(names)})
+    if kind == "parquet":
+        parquet.write_table(table, path, row_group_size=group)
+    else:
+        csv.write_csv(table, path)
+    return path
+
+
+def gather(table: Table, **arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+    pieces = list(table.pieces(**arguments))
+    X = torch.cat([X for X, _ in pieces] or [torch.empty(0, table.in_features)])
+    return X, torch.cat([y for _, y in pieces] or [torch.empty(0, table.out_features)])
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "torchintro-reader"]
+
+
+def opened() -> list[Path]:
+    """Return what this process has open."""
+    return [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+
+
+@pytest.fixture
+def _small(monkeypatch):
+    """Make blocks so small that a few rows have many."""
+    monkeypatch.setattr(_readers, "BLOCK_BYTES", 256)
+    monkeypatch.setattr(_readers, "TRANSPOSED", 24)
+    monkeypatch.setattr(_csv, "RAW_BYTES", 64)
+    monkeypatch.setattr(_csv, "SAMPLE_BYTES", 40)
+    monkeypatch.setattr(_csv, "PARSED_BYTES", 32)
+    monkeypatch.setattr(tables, "HASHED", 5)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_a_streamed_table_is_what_read_table_reads(tmp_path, kind, dtype):
+    path = write(tmp_path / "houses", kind, numbers(100))
+    table, read = open_table(path, dtype=dtype), read_table(path, dtype=dtype)
+    X, y = gather(table, rows=17)
+    assert (X.dtype, y.dtype) == (dtype, dtype)
+    assert torch.equal(X, read.X)
+    assert torch.equal(y, read.y)
+    assert (table.feature_names, table.target_names) == (read.feature_names, read.target_names)
+    assert (table.in_features, table.out_features) == (3, 1)
+    assert table.rows == (None if kind == "csv" else 100)
+    assert table.bytes == path.stat().st_size
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.usefixtures("_small")
+def test_columns_are_chosen_by_name(tmp_path, kind):
+    path = write(tmp_path / "houses", kind, numbers(50))
+    names = [str(i) for i in range(4)] if kind.startswith("npy") else NAMES
+    for features, target in [
+        (None, names[1]),
+        ([names[3], names[0]], [names[2], names[1]]),
+        ([names[1], names[2]], names[0]),
+        ([names[2]], [names[0], names[1]]),
+    ]:
+        table, read = (
+            open_table(path, features=features, target=target),
+            read_table(path, features=features, target=target),
+        )
+        X, y = gather(table, rows=9)
+        assert torch.equal(X, read.X)
+        assert torch.equal(y, read.y)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy", "npy by columns"])
+@pytest.mark.parametrize("source", ["float16", "float64", "int8", "int64", "uint16", "bool", ">f4", ">i2"])
+def test_other_numbers_are_converted(tmp_path, kind, source):
+    if kind == "parquet" and source.startswith(">"):
+        pytest.skip("Parquet has one byte order")
+    matrix = (numbers(40) * 5).astype(source)
+    path = write(tmp_path / "numbers", kind, matrix)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        read = read_table(path, dtype=dtype)
+        X, y = gather(open_table(path, dtype=dtype), rows=11)
+        assert torch.equal(X, read.X)
+        assert torch.equal(y, read.y)
+
+
+def test_decimals_and_truth_values(tmp_path):
+    table = pyarrow.table(
+        {
+            "a": pyarrow.array([1, 2, 3]).cast(pyarrow.decimal128(21, 2)),
+            "b": [True, False, True],
+            "c": pyarrow.array([1.5, 2.5, 3.5], pyarrow.float32()),
+        }
+    )
+    parquet.write_table(table, tmp_path / "t.parquet")
+    csv.write_csv(table, tmp_path / "t.csv")
+    for path in (tmp_path / "t.parquet", tmp_path / "t.csv"):
+        X, y = gather(open_table(path))
+        assert X.tolist() == [[1, 1], [2, 0], [3, 1]]
+        assert y.tolist() == [[1.5], [2.5], [3.5]]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.usefixtures("_small")
+def test_pieces_have_the_rows_asked_for_and_are_the_caller_s(tmp_path, kind):
+    matrix = numbers(100)
+    table = open_table(write(tmp_path / "houses", kind, matrix))
+    for arguments, sizes in [
+        ({"rows": 40}, [40, 40, 20]),
+        ({"rows": 40, "multiple": 16}, [32, 32, 32, 4]),
+        ({"rows": 5, "multiple": 16}, [16] * 6 + [4]),
+        ({"rows": 50}, [50, 50]),
+        ({"rows": 1000}, [100]),
+        ({}, [100]),
+        ({"rows": 40, "start": 30}, [40, 30]),
+        ({"rows": 40, "start": 99}, [1]),
+        ({"start": 100}, []),
+        ({"start": 1000}, []),
+    ]:
+        pieces = []
+        for X, y in table.pieces(**arguments):
+            assert X.is_contiguous()
+            assert y.is_contiguous()
+            pieces.append((X, y))
+        assert [len(X) for X, _ in pieces] == sizes
+        if pieces:  # kept to the end, none has been written to again
+            start = arguments.get("start", 0)
+            assert np.array_equal(torch.cat([X for X, _ in pieces]).numpy(), matrix[start:, :3])
+            assert np.array_equal(torch.cat([y for _, y in pieces]).numpy(), matrix[start:, 3:])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_folder_is_its_files_in_order(tmp_path, kind):
+    matrix = numbers(60)
+    folder = tmp_path / "houses"
+    for name, first, last in [("a", 0, 20), ("b/2020", 20, 35), ("b/2021", 35, 35), ("c", 35, 60)]:
+        write(folder / name, kind, matrix[first:last])
+    write(folder / ".hidden" / "old", kind, matrix)
+    write(folder / ".part", kind, matrix)
+    (folder / "README.txt").write_text("houses")
+    table = open_table(folder)
+    X, y = gather(table, rows=13)
+    assert np.array_equal(X.numpy(), matrix[:, :3])
+    assert np.array_equal(y.numpy(), matrix[:, 3:])
+    assert [file.path.stem for file in table.files] == ["a", "2020", "2021", "c"]
+    assert "4 files" in repr(table)
+    assert torch.equal(gather(table, rows=13, start=25)[0], X[25:])
+
+
+# A CSV file whose records do not end where its lines do: the column of text has line ends, commas and quotation marks.
+def write_quoted(path: Path, matrix: np.ndarray, end: str = "\n", blank: bool = False) -> Path:
+    lines = ["note,a,b"]
+    for i, (a, b) in enumerate(matrix.tolist()):
+        note = ['"one\ntwo"', "plain", '"a ""word"", and more\n\n"', ""][i % 4]
+        lines.append(f"{note},{a!r},{b!r}" + (end if blank and i % 3 == 0 else ""))
+    path.write_bytes((end.join(lines) + (end if len(matrix) % 2 else "")).encode())
+    return path
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("blank", [False, True])
+@pytest.mark.usefixtures("_small")
+def test_csv_records_that_span_lines(tmp_path, end, blank):
+    matrix = numbers(101, 2).astype(np.float64)
+    path = write_quoted(tmp_path / "notes.csv", matrix, end, blank)
+    table = open_table(path, features=["a"], target="b", dtype=torch.float64)
+    X, y = gather(table, rows=10)
+    assert np.array_equal(torch.cat([X, y], 1).numpy(), matrix)
+    for world_size in (2, 3, 7):
+        shares = [gather(table, rows=10, share=(rank, world_size))[0] for rank in range(world_size)]
+        assert torch.equal(torch.cat(shares), X)
+        assert sum(len(share) > 0 for share in shares) > 1
+    for start in (1, 50, 100, 101):
+        assert torch.equal(gather(table, start=start)[0], X[start:])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("blank", [False, True])
+@pytest.mark.usefixtures("_small")
+def test_csv_line_ends(tmp_path, end, blank):
+    path = tmp_path / "t.csv"
+    for last in ("", end):
+        path.write_bytes(((end * (1 + blank)).join(["a,b", *(f"{i},{-i}" for i in range(40))]) + last).encode())
+        table = open_table(path)
+        assert gather(table)[0].flatten().tolist() == list(range(40))
+        assert gather(table, start=33)[0].flatten().tolist() == list(range(33, 40))
+        shares = [gather(table, share=(rank, 3))[0] for rank in range(3)]
+        assert torch.cat(shares).flatten().tolist() == list(range(40))
+
+
+def test_a_quotation_mark_that_is_meant_literally(tmp_path, monkeypatch):
+    monkeypatch.setattr(_csv, "LONGEST_FIELD", 200)
+    monkeypatch.setattr(_csv, "SAMPLE_BYTES", 40)
+    monkeypatch.setattr(_csv, "RAW_BYTES", 64)
+    path = tmp_path / "t.csv"
+    path.write_text("pipe,a,b\n" + "".join(f"{5 * (i == 3)}{chr(34) * (i == 3)},{i},{i}\n" for i in range(100)))
+    assert gather(open_table(path, features=["a"]))[0].flatten().tolist() == list(range(100))
+
+
+def test_a_record_longer_than_a_block(tmp_path):
+    matrix = numbers(3, 200_000)
+    path = write(tmp_path / "wide", "csv", matrix)
+    X, _ = gather(open_table(path))
+    assert np.array_equal(X.numpy(), matrix[:, :-1])
+
+
+@pytest.mark.usefixtures("_small")
+class TestShares:
+    """Small blocks, so that shares are cut everywhere."""
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        kind=st.sampled_from(FORMATS),
+        files=st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any),
+        world_size=st.integers(1, 9),
+        group=st.integers(1, 60),
+        rows=st.integers(1, 50),
+        seed=st.integers(-(2**70), 2**70),
+    )
+    def test_shares_and_parts_are_the_table(self, tmp_path_factory, kind, files, world_size, group, rows, seed):
+        folder = tmp_path_factory.mktemp("shares")
+        try:
+            matrix = numbers(sum(files))
+            cuts = np.cumsum([0, *files])
+            for i in range(len(files)):
+                write(folder / str(i), kind, matrix[cuts[i] : cuts[i + 1]], group)
+            table = open_table(folder)
+            whole = torch.cat(gather(table, rows=rows), 1)
+            assert np.array_equal(whole.numpy(), matrix)
+            shares = [torch.cat(gather(table, rows=rows, share=(r, world_size)), 1) for r in range(world_size)]
+            assert torch.equal(torch.cat(shares), whole)
+            # Again: where a share of a CSV begins is remembered.
+            again = [torch.cat(gather(table, rows=rows, share=(r, world_size)), 1) for r in range(world_size)]
+            assert all(torch.equal(a, b) for a, b in zip(shares, again, strict=True))
+            mask = torch.from_numpy(tables._belongs(tables._Part(int(0.3 * 2**64), seed, True), 0, len(whole)))
+            with contextlib.suppress(ValueError):  # few rows may all be on one side
+                for part, expected in zip(table.split(0.3, seed=seed), (whole[~mask], whole[mask]), strict=True):
+                    parts = [torch.cat(gather(part, rows=rows, share=(r, world_size)), 1) for r in range(world_size)]
+                    assert torch.equal(torch.cat(parts), expected)
+                    start = len(expected) // 3
+                    assert torch.equal(torch.cat(gather(part, rows=rows, start=start), 1), expected[start:])
+            marks = [
+                mark
+                for r in range(world_size)
+                for _, _, mark in table.marked_pieces(0.3, seed=seed, rows=rows, share=(r, world_size))
+            ]
+            assert torch.equal(torch.cat(marks), mask)
+        finally:
+            shutil.rmtree(folder)
+
+    @pytest.mark.parametrize("kind", ["parquet", "npy"])
+    @pytest.mark.parametrize("group", [10, 1000])
+    def test_shares_are_about_equal(self, tmp_path, kind, group):
+        table = open_table(write(tmp_path / "t", kind, numbers(1000), group))
+        sizes = [len(gather(table, share=(rank, 3))[0]) for rank in range(3)]
+        assert sum(sizes) == 1000
+        assert max(sizes) - min(sizes) <= (10 if kind == "parquet" and group == 10 else 1)
+        if kind == "parquet" and group == 10:
+            assert all(size % 10 == 0 for size in sizes)
+
+    def test_shares_of_a_csv_are_about_equal(self, tmp_path):
+        table = open_table(write(tmp_path / "t", "csv", numbers(1000)))
+        sizes = [len(gather(table, share=(rank, 3))[0]) for rank in range(3)]
+        assert sum(sizes) == 1000
+        assert max(sizes) - min(sizes) < 50
+
+
+class TestSplit:
+    """Which rows are held out."""
+
+    def test_it_is_a_fraction_of_the_rows_without_pattern(self):
+        rows = 100_000
+        masks = [tables._belongs(tables._Part(int(0.2 * 2**64), seed, True), 0, rows) for seed in (0, 1)]
+        for mask in masks:
+            # Within five standard errors: the fraction, and how often two neighbours are held out both.
+            assert abs(mask.mean() - 0.2) < 5 * math.sqrt(0.16 / rows)
+            assert abs((mask[1:] & mask[:-1]).mean() - 0.04) < 5 * math.sqrt(0.04 / rows)
+        assert abs((masks[0] & masks[1]).mean() - 0.04) < 5 * math.sqrt(0.04 / rows)
+
+    def test_it_never_changes(self):
+        mask = tables._belongs(tables._Part(2**63, 7, True), 10**12, 12)
+        assert "".join(str(int(value)) for value in mask) == "011110111101"
+
+    def test_the_first_numbers_are_splitmix64_s(self):
+        # The generator's published first outputs for the state 1234567.
+        state = (np.arange(3, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1234567)
+        assert tables._mix(state).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+    def test_rows_are_counted_without_reading(self, tmp_path):
+        table = open_table(write(tmp_path / "t", "npy", numbers(1000)))
+        train, held_out = table.split(0.25, seed=3)
+        assert train.rows is not None
+        assert held_out.rows is not None
+        assert train.rows + held_out.rows == 1000
+        assert len(gather(train)[0]) == train.rows
+        assert len({t.fingerprint() for t in (table, train, held_out, table.split(0.25, seed=4)[0])}) == 4
+        assert repr(held_out).endswith("held out)")
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ({"fraction": 1.0}, ValueError, "Table.split: fraction must be a fraction between 0 and 1, but got 1.0"),
+            ({"seed": 0.5}, TypeError, "Table.split: seed must be an integer, but got 0.5"),
+            ({"fraction": 1e-30}, ValueError, "Table.split: of the 10 rows of .* leave none in one part"),
+        ],
+    )
+    def test_bad_calls(self, tmp_path, arguments, error, message):
+        table = open_table(write(tmp_path / "t", "npy", numbers(10)))
+        with pytest.raises(error, match=f"^{message}"):
+            table.split(**arguments)
+
+    def test_a_part_is_not_split_again(self, tmp_path):
+        train, _ = open_table(write(tmp_path / "t", "npy", numbers(100))).split()
+        with pytest.raises(ValueError, match=r"^Table\.split: the table must not be a part"):
+            train.split()
+        with pytest.raises(ValueError, match=r"^Table\.marked_pieces: the table must not be a part"):
+            train.marked_pieces()
+
+
+def test_standardize(tmp_path):
+    path = write(tmp_path / "t", "parquet", numbers(100) * 3 + 7)
+    scaling = Standardize.fit(read_table(path).X)
+    X, y = gather(open_table(path, standardize=scaling), rows=30)
+    assert torch.equal(X, scaling(read_table(path).X))
+    assert torch.equal(y, read_table(path).y)
+    assert open_table(path, standardize=scaling).fingerprint() != open_table(path).fingerprint()
+    with pytest.raises(ValueError, match=r"^open_table: standardize must be for 3 features, but is for 2"):
+        open_table(path, standardize=Standardize(torch.zeros(2), torch.ones(2)))
+    with pytest.raises(TypeError, match=r"^open_table: standardize must be a Standardize, but got bool"):
+        open_table(path, standardize=True)
+
+
+def test_fingerprint(tmp_path):
+    path = write(tmp_path / "t", "npy", numbers(100))
+    first = open_table(path).fingerprint()
+    assert first == open_table(path).fingerprint()
+    assert first != open_table(path, target="0").fingerprint()
+    os.utime(path, ns=(0, 0))
+    assert first != open_table(path).fingerprint()
+    folder = tmp_path / "moved"
+    shutil.copytree(tmp_path, folder)  # with its times
+    assert open_table(folder / "t.npy").fingerprint() == open_table(path).fingerprint()
+
+
+def _gather(table: Table, rank: int) -> list[list[float]]:
+    return gather(table, share=(rank, 2))[0].tolist()
+
+
+def test_a_table_goes_to_other_processes(tmp_path):
+    matrix = numbers(100)
+    table = open_table(write(tmp_path / "t", "parquet", matrix))
+    assert torch.equal(gather(pickle.loads(pickle.dumps(table)))[0], gather(table)[0])
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        shares = pool.starmap(_gather, [(table, 0), (table, 1)])
+    assert np.array_equal(np.array(shares[0] + shares[1], np.float32), matrix[:, :3])
+
+
+class TestBackground:
+    """The thread that reads ahead."""
+
+    def test_an_early_stop_ends_the_thread_and_closes_the_file(self, tmp_path):
+        path = write(tmp_path / "t", "npy", numbers(1000))
+        for leave in ("close", "drop", "throw"):
+            pieces = open_table(path).pieces(rows=10)
+            next(pieces)
+            assert len(readers()) == 1
+            if leave == "close":
+                pieces.close()
+            elif leave == "throw":
+                with pytest.raises(KeyboardInterrupt):
+                    pieces.throw(KeyboardInterrupt)
+            del pieces
+            gc.collect()
+            assert readers() == []
+            assert path not in opened()
+
+    @pytest.mark.parametrize("kind", FORMATS)
+    def test_nothing_is_left_open(self, tmp_path, kind):
+        path = write(tmp_path / "t", kind, numbers(1000))
+        gather(open_table(path), rows=10)
+        assert path not in opened()
+        assert readers() == []
+
+    def test_no_thread_before_the_first_piece(self, tmp_path):
+        pieces = open_table(write(tmp_path / "t", "npy", numbers(10))).pieces()
+        assert readers() == []
+        assert len(list(pieces)) == 1
+
+    def test_it_is_one_piece_ahead_and_keeps_none(self):
+        made: list[int] = []
+
+        def make():
+            for i in range(10):
+                made.append(i)
+                yield torch.full((1,), float(i))
+
+        items = _background.ahead(make)
+        next(items)
+        for _ in range(1000):
+            if len(made) == 3:
+                break
+            threading.Event().wait(0.01)
+        # The one in use, the one that is ready, and the one that waits for its place.
+        assert made == [0, 1, 2]
+        items.close()
+        assert readers() == []
+
+    def test_what_it_raises_comes_after_the_pieces_before(self):
+        def make():
+            yield 1
+            yield 2
+            raise OSError("gone")
+
+        items = _background.ahead(make)
+        assert [next(items), next(items)] == [1, 2]
+        with pytest.raises(OSError, match="gone"):
+            next(items)
+        assert readers() == []
+
+    def test_a_program_that_leaves_a_stream_unfinished_ends(self, tmp_path):
+        path = write(tmp_path / "t", "parquet", numbers(1000))
+        program = f"import torchintro; p = torchintro.open_table({str(path)!r}).pieces(rows=5); print(len(next(p)[0]))"
+        result = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert (result.returncode, result.stdout, result.stderr) == (0, "5\n", "")
+
+
+class TestProgress:
+    """Who is told how far it is."""
+
+    def test_a_callable(self, tmp_path):
+        path = write(tmp_path / "t", "npy", numbers(100))
+        calls: list[tuple[int, int | None, float]] = []
+        gather(open_table(path), rows=40, progress=lambda *arguments: calls.append(arguments))
+        assert [call[:2] for call in calls] == [(40, 100), (80, 100), (100, 100)]
+        assert calls[0][2] <= calls[1][2] <= calls[2][2]
+        calls.clear()
+        gather(
+            open_table(write(tmp_path / "t", "csv", numbers(100))), progress=lambda *arguments: calls.append(arguments)
+        )
+        assert [call[:2] for call in calls] == [(100, None)]
+
+    def test_lines_without_a_terminal(self, tmp_path, capsys):
+        gather(open_table(write(tmp_path / "t", "npy", numbers(2000))), rows=400, progress=True)
+        assert re.fullmatch(r"2,000 of 2,000 rows in \d+\.\d s, [\d,]+ rows/s\n", capsys.readouterr().err)
+
+    def test_a_bar_on_a_terminal(self, tmp_path, monkeypatch, capsys):
+        pytest.importorskip("rich")
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+        gather(open_table(write(tmp_path / "t", "npy", numbers(2000))), rows=400, progress=True)
+        assert "2,000 rows" in capsys.readouterr().err
+
+    def test_without_rich(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+        monkeypatch.setattr(_progress, "SECONDS_PER_LINE", 0.0)
+        gather(open_table(write(tmp_path / "t", "csv", numbers(20))), rows=10, progress=True)
+        assert re.fullmatch(r"(?:[12]0 rows in .*\n){2}", capsys.readouterr().err)
+
+    def test_what_it_raises_stops_the_stream(self, tmp_path):
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            gather(open_table(write(tmp_path / "t", "npy", numbers(100))), rows=10, progress=stop)
+        assert readers() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"rows": 0}, ValueError, "rows must be at least 1, but got 0"),
+        ({"rows": 1.5}, TypeError, "rows must be an integer, but got 1.5"),
+        ({"multiple": 0}, ValueError, "multiple must be at least 1, but got 0"),
+        ({"start": -1}, ValueError, "start must be at least 0, but got -1"),
+        ({"share": 3}, TypeError, r"share must be a pair \(rank, world_size\), but got 3"),
+        ({"share": (2, 2)}, ValueError, r"share must have a rank from 0 to 1, but got \(2, 2\)"),
+        ({"share": (0, 0)}, ValueError, "share's world_size must be at least 1, but got 0"),
+        ({"progress": 1}, TypeError, "progress must be True, False or a callable, but got 1"),
+    ],
+)
+def test_bad_calls_of_pieces(tmp_path, arguments, error, message):
+    table = open_table(write(tmp_path / "t", "npy", numbers(10)))
+    with pytest.raises(error, match=rf"^Table\.pieces: {message}$"):
+        table.pieces(**arguments)
+
+
+def text(content: str | bytes):
+    return lambda path: path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def arrow(**columns: object):
+    return lambda path: parquet.write_table(pyarrow.table(columns), path)
+
+
+def array(matrix: object):
+    return lambda path: np.save(path, np.array(matrix))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "make", "arguments", "message"),
+    [
+        (".csv", text("a,b\n1,2\n"), {"target": "c"}, "has no column 'c'; it has a, b$"),
+        (".csv", text("a,b\n1,2\n"), {"features": ["c"]}, "has no column 'c'; it has a, b$"),
+        (".csv", text("a,b\n1,2\n"), {"target": []}, "target must name at least one column, but got none$"),
+        (".csv", text("a,b\n1,2\n"), {"features": ["b"]}, "column 'b' is named as a feature and as a target$"),
+        (".csv", text("a,b\n1,2\n"), {"features": ["a", "a"]}, "a column is named twice: a, a$"),
+        (".csv", text("a,a\n1,2\n"), {}, "has more than one column 'a'$"),
+        (".csv", text("a\n1\n"), {}, "must have a column besides the target, but has only a$"),
+        (".csv", text("a,b\n"), {}, "has no rows$"),
+        (".csv", text(""), {}, "is not a CSV table: Empty CSV file$"),
+        (".parquet", text(""), {}, "is not a PARQUET table: "),
+        (".parquet", text("a,b\n1,2\n"), {}, "is not a PARQUET table: "),
+        (".parquet", arrow(a=[], b=[]), {}, "has no rows$"),
+        (".parquet", arrow(a=["x"], b=[1]), {}, "column 'a' of .* must be numeric, but holds string$"),
+        (".parquet", arrow(a=[[1]], b=[1]), {}, "column 'a' of .* must be numeric, but holds list<"),
+        (".npy", text("a,b\n"), {}, r"is not a NumPy \.npy file of numbers$"),
+        (".npy", text(b"\x93NUMPY\x07\x00"), {}, r"is not a NumPy \.npy file of numbers$"),
+        (".npy", array([1.0]), {}, r"must have two dimensions, but has shape \(1,\)$"),
+        (".npy", array([["a", "b"]]), {}, "column '0' of .* must be numeric, but holds <U1$"),
+        (".npy", array([[{}, 1]]), {}, r"is not a NumPy \.npy file of numbers$"),
+        (".npy", array(np.zeros((0, 2))), {}, "has no rows$"),
+        (".npy", array(np.zeros((2, 0))), {}, "has no columns$"),
+        (".npz", text(""), {}, r"must end in one of \.parquet, \.csv, \.npy$"),
+    ],
+)
+def test_bad_tables(tmp_path, suffix, make, arguments, message):
+    path = tmp_path / f"table{suffix}"
+    make(path)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_table(path, **arguments)
+    assert re.match(r"open_table: [^\n]*$", str(caught.value))
+
+
+# The bad value is in the hundredth row of the second file.
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(("value", "what"), [(math.nan, "a missing value"), (-math.inf, "an infinite value")])
+@pytest.mark.parametrize("column", [1, 3])
+@pytest.mark.usefixtures("_small")
+def test_a_bad_value_is_named_with_file_column_and_row(tmp_path, kind, value, what, column):
+    folder = tmp_path / "t"
+    write(folder / "a", kind, numbers(50))
+    matrix = numbers(200)
+    matrix[99, column] = value
+    matrix[150, 0] = math.nan
+    path = write(folder / "b", kind, matrix)
+    name = str(column) if kind.startswith("npy") else NAMES[column]
+    for arguments in ({}, {"rows": 11}, {"start": 60}, {"share": (1, 2)}, {"rows": 1000, "start": 149}):
+        with pytest.raises(ValueError, match=rf"^Table\.pieces: column '{name}' of {path} has {what} in row 100$"):
+            list(open_table(folder).pieces(**arguments))
+    # Rows that come before it are good.
+    good = next(open_table(folder).pieces(rows=120))
+    assert len(good[0]) == 120
+    # Not asked for, it does no harm.
+    others = [str(i) if kind.startswith("npy") else NAMES[i] for i in (0, 1, 2, 3) if i not in (0, column)]
+    assert len(gather(open_table(folder, features=others[:1], target=others[1]))[0]) == 250
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+def test_a_value_beyond_the_type(tmp_path, kind):
+    matrix = numbers(50).astype(np.float64)
+    matrix[20, 2] = 1e39
+    path = write(tmp_path / "t", kind, matrix)
+    name = "2" if kind == "npy" else NAMES[2]
+    for dtype, called in ((torch.float32, "float32"), (torch.float16, "float16")):
+        with pytest.raises(ValueError, match=rf"column '{name}' of .* has a value beyond {called} in row 21$"):
+            gather(open_table(path, dtype=dtype))
+    assert gather(open_table(path, dtype=torch.float64))[0].max() == 1e39
+
+
+def test_large_values_whose_sum_overflows_are_fine(tmp_path):
+    path = write(tmp_path / "t", "npy", np.full((10, 2), 3e38, np.float32))
+    assert len(gather(open_table(path))[0]) == 10
+
+
+def test_missing_values_of_every_kind_in_parquet(tmp_path):
+    for values in ([1, None], [True, None], [None, None], pyarrow.array([1, None]).cast(pyarrow.decimal128(20, 1))):
+        arrow(a=values, b=[1.0, 2.0])(tmp_path / "t.parquet")
+        row = 2 if values[0] is not None and str(values[0]) != "None" else 1
+        with pytest.raises(ValueError, match=f"column 'a' of .* has a missing value in row {row}$"):
+            gather(open_table(tmp_path / "t.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("7,oops", "column 'b' of .* must be numeric, but holds 'oops' in row 61$"),
+        ("2020-01-01,1", "column 'a' of .* must be numeric, but holds '2020-01-01' in row 61$"),
+        ("7,", "column 'b' of .* has a missing value in row 61$"),
+        ("NA,1", "column 'a' of .* has a missing value in row 61$"),
+        ("7,inf", "column 'b' of .* has an infinite value in row 61$"),
+        ("7,8,9", "row 61 of .* must have 2 columns, but has 3$"),
+        ("7", "row 61 of .* must have 2 columns, but has 1$"),
+    ],
+)
+@pytest.mark.parametrize("rows", [0, 60])
+def test_a_bad_row_of_a_csv(tmp_path, monkeypatch, bad, message, rows):
+    monkeypatch.setattr(_csv, "RAW_BYTES", 64)
+    monkeypatch.setattr(_csv, "SAMPLE_BYTES", 40)
+    path = tmp_path / "t.csv"
+    good = "".join(f"{i},{i}\n" for i in range(60))
+    path.write_text(f"a,b\n{good[: None if rows else 0]}{bad}\n{good}")
+    with pytest.raises(ValueError, match=message.replace("61", str(rows + 1))):
+        gather(open_table(path))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_files_must_have_the_same_columns(tmp_path, kind):
+    write(tmp_path / "t" / "a", kind, numbers(10))
+    write(tmp_path / "t" / "b", kind, numbers(10, 3))
+    names = "0, 1, 2, 3" if kind.startswith("npy") else ", ".join(NAMES)
+    with pytest.raises(
+        ValueError, match=rf"^open_table: .*b\.\w+ must have the columns of .*a\.\w+, {names}, but has 0, 1, 2$"
+    ):
+        open_table(tmp_path / "t")
+
+
+def test_a_folder_must_hold_one_kind(tmp_path):
+    with pytest.raises(ValueError, match=r"must hold files that end in one of .*, but has none$"):
+        open_table(tmp_path)
+    write(tmp_path / "a", "csv", numbers(10))
+    write(tmp_path / "b", "npy", numbers(10))
+    with pytest.raises(ValueError, match=r"must hold files of one kind, but has a\.csv and b\.npy$"):
+        open_table(tmp_path)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_that_vanishes_or_changes(tmp_path, kind):
+    path = write(tmp_path / "t", kind, numbers(100))
+    table = open_table(path)
+    write(tmp_path / "t", kind, numbers(90))
+    with pytest.raises(ValueError, match=rf"^Table\.pieces: {path} has changed since the table was opened$"):
+        gather(table)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"^Table\.pieces: {path} is no longer there$"):
+        gather(table)
+    with pytest.raises(FileNotFoundError, match=f"^open_table: there is no file or folder {path}$"):
+        open_table(path)
+
+
+def test_a_damaged_parquet_file(tmp_path):
+    path = write(tmp_path / "t", "parquet", numbers(5000), 5000)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + b"\xff" * 20_000 + whole[20_200:])
+    with pytest.raises(ValueError, match=rf"^Table\.pieces: {path} is not a PARQUET table: .*$"):
+        gather(open_table(path))
+    assert readers() == []
+
+
+def test_an_npy_file_cut_short(tmp_path):
+    path = write(tmp_path / "t", "npy", numbers(100))
+    table = open_table(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=r"is cut short: 10 bytes of its array are missing$"):
+        open_table(path)
+    # While it is being read.
+    object.__setattr__(table.files[0], "size", path.stat().st_size)
+    object.__setattr__(table.files[0], "modified", path.stat().st_mtime_ns)
+    with pytest.raises(ValueError, match=r"is cut short at byte \d+$"):
+        gather(table)
+
+
+@pytest.mark.parametrize(("path", "dtype"), [(3, torch.float32), ("t.npy", torch.int64), ("t.npy", "float32")])
+def test_bad_types(path, dtype):
+    with pytest.raises(TypeError, match=r"^open_table: (path|dtype) must be "):
+        open_table(path, dtype=dtype)
+
+
+def test_without_pyarrow(tmp_path, monkeypatch):
+    for kind in ("parquet", "csv"):
+        write(tmp_path / kind, kind, numbers(10))
+    path = write(tmp_path / "t", "npy", numbers(10))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for kind in ("parquet", "csv"):
+        with pytest.raises(ImportError, match=r'^open_table: needs pyarrow: pip install "torchintro\[tables\]"'):
+            open_table(tmp_path / f"{kind}.{kind}")
+    assert len(gather(open_table(path))[0]) == 10
+    assert torchintro.open_table is open_table
+
+
+# Prints by how many MB streaming the file makes the peak of the resident memory grow, after a first short stream.
+MEASURE = """
+import resource, sys
+import torchintro
+table = torchintro.open_table(sys.argv[1])
+first = next(table.pieces(rows=100))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows = sum(X.shape[0] for X, y in table.pieces())
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, rows)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*FORMATS, "parquet in one row group"])
+def test_memory_does_not_grow_with_the_file(tmp_path, kind):
+    rows, columns = (100_000 if kind == "csv" else 800_000), 65
+    path = write(
+        tmp_path / "t",
+        kind.removesuffix(" in one row group"),
+        numbers(rows, columns),
+        rows if "one" in kind else 50_000,
+    )
+    size = path.stat().st_size / 2**20
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, path], capture_output=True, text=True, timeout=300, check=True
+    )
+    grown, streamed = result.stdout.split()
+    assert int(streamed) == rows
+    # Three pieces of 16 MB, the blocks on the way to them, and what pyarrow has under way.
+    assert size > 110
+    assert float(grown) < (140 if "one" not in kind else 180)
