@@ -23,12 +23,13 @@
 #include "fit/rule.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace torchintro::cuda {
 namespace {
 
 // Not yet measured on a GPU: every constant in this block is reasoned, and to be chosen again by measurement.
-constexpr int kMaxThreads = 256; // a multiprocessor's registers then hold one to two blocks
+constexpr int kMaxThreads = 256; // so that a thread may have 255 registers
 constexpr int kRowsPerThread = 4; // before a block gets more warps: their loads are under way together
 constexpr int kMostSums = 16; // columns x outputs of a thread
 constexpr int kFewColumns = 4; // of a thread, as long as kFewLanes lanes suffice for a row
@@ -246,11 +247,22 @@ __device__ inline Loss loss_of(const double* sums, int warps, int64_t rows, int 
   return {finite ? loss : static_cast<double>(rounded), finite};
 }
 
+// NaN for a model's epochs from `first` on.
+__device__ inline void fill_losses(const FitRowsCall& call, double* losses, int64_t model, int64_t first) {
+  for (int64_t e = first + threadIdx.x; e < call.epochs; e += blockDim.x) {
+    losses[e * call.models + model] = std::numeric_limits<double>::quiet_NaN();
+  }
+}
+
 // Block k trains model k, as the head of this file says.
 template <typename T, int kColumns, int kOutputs>
-__global__ void __launch_bounds__(kMaxThreads) fit_rows_kernel(const FitRowsCall call, const int lanes) {
+__global__ void __launch_bounds__(kMaxThreads, 1) fit_rows_kernel(const FitRowsCall call, const int lanes) {
   const int64_t model = blockIdx.x;
   if (call.stopped[model] >= 0) { // the same for the whole block
+    fill_losses(call, call.losses, model, 0);
+    if (call.validation_rows > 0) {
+      fill_losses(call, call.validation_losses, model, 0);
+    }
     return;
   }
   const int thread = static_cast<int>(threadIdx.x);
@@ -289,9 +301,12 @@ __global__ void __launch_bounds__(kMaxThreads) fit_rows_kernel(const FitRowsCall
   const int64_t batches = divide_up(call.rows, call.batch_rows);
   const int64_t updates = call.epochs * batches;
   int64_t index = 0; // of the update, in this call
+  int64_t begun = 0; // epochs
+  int64_t validated = 0;
   bool finite = true;
   Weights<T, kColumns, kOutputs> weights;
   for (int64_t e = 0; e < call.epochs && finite; ++e) {
+    ++begun;
     const int64_t* const order = call.order == nullptr ? nullptr : call.order + e * call.rows;
     double epoch_sum = 0;
     for (int64_t begin = 0; begin < call.rows && finite; begin += call.batch_rows, ++index) {
@@ -384,6 +399,7 @@ __global__ void __launch_bounds__(kMaxThreads) fit_rows_kernel(const FitRowsCall
       __syncthreads();
       const auto loss = loss_of<T>(shared.validation_losses, warps, call.validation_rows, o_count);
       finite = loss.finite;
+      ++validated;
       if (thread == 0) {
         call.validation_losses[e * call.models + model] = loss.value;
       }
@@ -393,6 +409,10 @@ __global__ void __launch_bounds__(kMaxThreads) fit_rows_kernel(const FitRowsCall
     }
   }
 
+  fill_losses(call, call.losses, model, begun);
+  if (call.validation_rows > 0) {
+    fill_losses(call, call.validation_losses, model, validated);
+  }
   // Each thread what it owns, which no other thread has written.
   for (int i = first_trained + thread; i < end_trained; i += threads) {
     const T p = finite ? shared.parameters[i] : shared.last_finite[i];

@@ -42,8 +42,8 @@ struct FitRowsCall {
   void* linear_bias; // (K, O); null without
   void* state; // (S, K, O D + O)
   int64_t* stopped; // (K)
-  double* losses; // (E, K); epochs that a model does not begin are left alone, as in validation_losses
-  double* validation_losses; // (E, K); null without
+  double* losses; // (E, K); NaN for epochs that a model does not begin
+  double* validation_losses; // (E, K); NaN where there is no such loss; null without
 };
 
 // Whether the kernel can take a call of these sizes and will be faster than a kernel for every operation of the loop. Looks

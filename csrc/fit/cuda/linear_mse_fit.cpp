@@ -9,14 +9,13 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <limits>
+#include <cstring>
 
 namespace torchintro::fit {
 namespace {
@@ -30,7 +29,7 @@ cuda::Matrix kernel_matrix(const at::Tensor& tensor) {
   return tensor.defined() ? cuda::Matrix{tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)} : cuda::Matrix{};
 }
 
-// The call but for what is on the host in `run`, and for the results.
+// The call but for what `run` has on the host, and for the results.
 cuda::FitRowsCall make_call(const RowsRun& run) {
   cuda::FitRowsCall call{};
   call.models = run.models;
@@ -63,40 +62,52 @@ at::Tensor draw_orders(const RowsRun& run, int64_t epochs) {
   return orders.to(run.input.device(), /*non_blocking=*/true);
 }
 
+// What goes to the device and what comes back lie side by side, [lr | options | stopped | losses | validation losses], so that
+// one copy takes the first three there and one brings the last three back: a copy takes as long as some ten epochs.
 Losses one_launch(const RowsRun& run, cuda::FitRowsCall call) {
-  const auto device = run.input.device();
-  const auto lr = run.lr.to(device, /*non_blocking=*/true);
-  const auto options = run.options.to(device, /*non_blocking=*/true);
-  const auto stopped = run.stopped.to(device, /*non_blocking=*/true);
+  const int64_t lr = 0;
+  const int64_t options = lr + run.lr.numel();
+  const int64_t stopped = options + run.options.numel();
+  const int64_t losses = stopped + run.models;
+  const int64_t validation_losses = losses + run.lr.numel();
   const int64_t validation_epochs = call.validation_rows > 0 ? run.epochs : 0;
-  // Losses, validation losses, and a row for `stopped`, so that one copy brings all of them.
-  const auto results = at::full(
-      {run.epochs + validation_epochs + 1, run.models},
-      std::numeric_limits<double>::quiet_NaN(),
-      run.input.options().dtype(at::kDouble));
-  const auto last = results.size(0) - 1;
-  results[last].view(at::kLong).copy_(stopped);
+  const int64_t end = validation_losses + validation_epochs * run.models;
 
-  double* losses = results.mutable_data_ptr<double>();
-  call.options = options.const_data_ptr<double>();
-  call.stopped = results[last].view(at::kLong).mutable_data_ptr<int64_t>();
+  const auto there = at::empty({losses}, at::kDouble);
+  double* const sent = there.mutable_data_ptr<double>();
+  std::copy_n(run.lr.const_data_ptr<double>(), run.lr.numel(), sent + lr);
+  std::copy_n(run.options.const_data_ptr<double>(), run.options.numel(), sent + options);
+  std::memcpy(sent + stopped, run.stopped.const_data_ptr<int64_t>(), static_cast<size_t>(run.models) * sizeof(int64_t));
+  const auto memory = at::empty({end}, run.input.options().dtype(at::kDouble));
+  // CUDA has read pageable memory when it returns from such a copy.
+  memory.narrow(0, 0, losses).copy_(there, /*non_blocking=*/true);
+
+  double* const numbers = memory.mutable_data_ptr<double>();
+  call.options = numbers + options;
+  call.stopped = reinterpret_cast<int64_t*>(numbers + stopped);
   const int64_t piece = run.shuffle ? std::max<int64_t>(1, kMostRowNumbers / run.rows) : run.epochs;
   for (int64_t first = 0; first < run.epochs; first += piece) {
     call.epochs = std::min(piece, run.epochs - first);
     const auto orders = run.shuffle ? draw_orders(run, call.epochs) : at::Tensor();
     call.order = orders.defined() ? orders.const_data_ptr<int64_t>() : nullptr;
-    call.lr = lr.const_data_ptr<double>() + first * run.models;
+    call.lr = numbers + lr + first * run.models;
     call.epoch = run.epoch + first;
     call.step = run.step + first * run.batches();
-    call.losses = losses + first * run.models;
-    call.validation_losses = validation_epochs > 0 ? losses + (run.epochs + first) * run.models : nullptr;
+    call.losses = numbers + losses + first * run.models;
+    call.validation_losses = validation_epochs > 0 ? numbers + validation_losses + first * run.models : nullptr;
     C10_CUDA_CHECK(cuda::fit_rows(call, c10::cuda::getCurrentCUDAStream()));
   }
   count_changes(run);
 
-  const auto read = results.cpu();
-  run.stopped.copy_(read[last].view(at::kLong));
-  return {read.narrow(0, 0, run.epochs).clone(), read.narrow(0, run.epochs, validation_epochs).clone()};
+  const auto back = memory.narrow(0, stopped, end - stopped).cpu();
+  std::memcpy(
+      run.stopped.mutable_data_ptr<int64_t>(),
+      back.const_data_ptr<double>(),
+      static_cast<size_t>(run.models) * sizeof(int64_t));
+  const auto part = [&](int64_t begin, int64_t epochs) {
+    return back.narrow(0, begin - stopped, epochs * run.models).view({epochs, run.models}).clone();
+  };
+  return {part(losses, run.epochs), part(validation_losses, validation_epochs)};
 }
 
 Losses linear_mse_fit_cuda(

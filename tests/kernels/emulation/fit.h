@@ -167,7 +167,7 @@ class FitOracle {
     const double loss = squares / elements;
     if (!is_finite(loss)) {
       stop(e);
-      return loss * static_cast<double>(end - begin);
+      return std::numeric_limits<double>::infinity(); // or NaN; neither is finite
     }
     keep();
     const int64_t step = p_.step + e * p_.batches() + begin / p_.batch_rows;
@@ -444,13 +444,12 @@ inline void check_fit_losses(
     const char* name, const CudaFit& p, int64_t model, const Buffer& memory, const std::vector<double>& expected) {
   for (int64_t e = 0; e < p.epochs; ++e) {
     const int64_t position = (e * p.models + model) * 8;
-    if (e >= static_cast<int64_t>(expected.size())) {
-      memory.check_untouched(name, position, position + 8);
-      continue;
-    }
     const double value = read(DType::Float64, memory.data() + position);
-    const double wanted = expected[static_cast<size_t>(e)];
-    if (std::fabs(wanted) <= p.largest()) {
+    const bool begun = e < static_cast<int64_t>(expected.size());
+    const double wanted = begun ? expected[static_cast<size_t>(e)] : std::numeric_limits<double>::quiet_NaN();
+    if (!begun) {
+      check_value(name, e, model, value, wanted, 0, p.dtype);
+    } else if (std::fabs(wanted) <= p.largest()) {
       check_value(name, e, model, value, wanted, fit_tolerance(p.dtype) * (1 + std::fabs(wanted)), p.dtype);
     } else if (std::isfinite(value)) {
       throw Failure(std::string(name) + " of model " + std::to_string(model) + " is finite");
