@@ -101,7 +101,7 @@ endef
 $(foreach mode,address thread plain,$(eval $(call kernel_tests,$(mode))))
 
 bench: $(INSTALLED) ## Time eager PyTorch, torch.compile and the fused operator side by side
-	$(BIN)/torchintro bench --grid --json benchmarks/results/latest.json --plot benchmarks/results/latest
+	$(BIN)/torchintro bench --grid --trials --json benchmarks/results/latest.json --plot benchmarks/results/latest
 
 lint: $(LINT_INSTALLED) ## Check format, style and types: ruff, clang-format, mypy
 	$(BIN)/ruff check .

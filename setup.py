@@ -75,7 +75,18 @@ def sources(*folders: str) -> list[str]:
 
 
 with_cuda = choose_cuda()
-operator_folders = [".", "autograd", "autocast", "composite", "cpu", "cpu/kernels", "fit", "fit/cpu", "functorch", "meta"]
+operator_folders = [
+    ".",
+    "autograd",
+    "autocast",
+    "composite",
+    "cpu",
+    "cpu/kernels",
+    "fit",
+    "fit/cpu",
+    "functorch",
+    "meta",
+]
 include_dirs = [str(ROOT / "csrc")]
 # -g0: the -g that Python was built with would double the compile time and make the library twenty times as large.
 flags = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]

@@ -198,7 +198,7 @@ def test_names_in_the_picture_do_not_overlap(path):
     ("text", "message"),
     [
         ("no json", "bench: from must be a record that bench --json wrote, but got"),
-        ("[]", "bench: from must be a record of schema 1 that bench --json wrote, but got"),
+        ("[]", "bench: from must be a record of schema 1 or 2 that bench --json wrote, but got"),
         (
             '{"schema": 1, "rows": []}',
             "bench: there is nothing to plot: the record holds no step whose limit was measured",

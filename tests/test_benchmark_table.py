@@ -28,7 +28,7 @@ def result_of(name, device="cuda", fused=1.6e-3, limit=1.5e-3):
 def gpu_record():
     rows = [result_of("P4a", "cpu"), result_of("P4a"), *map(result_of, ("G1a-1", "G1d-8", "G2d", "G2m-1"))]
     series = {"in_features": 64, "out_features": 1, "rows": [1, 4], "wins_from": {"GPU": 4, "GPU with transfer": None}}
-    return {"schema": 1, "quick": False, "rows": [row.record() for row in rows], "grid": [], "crossover": [series]}
+    return {"schema": 2, "quick": False, "rows": [row.record() for row in rows], "grid": [], "crossover": [series]}
 
 
 def test_the_readme_s_table_comes_from_its_record(capsys):
@@ -81,7 +81,7 @@ def test_the_record_of_gpu_check_is_taken_too(gpu_record, tmp_path, capsys):
         ({"parts": {}, "benchmarks": None}, "bench: from must be a record with figures, but "),
         (
             {"parts": {}, "benchmarks": {"schema": 9}},
-            "bench: from must be a record of schema 1 that bench --json wrote",
+            "bench: from must be a record of schema 1 or 2 that bench --json wrote",
         ),
         ({"schema": 1, "quick": True, "rows": []}, "bench: table needs a record of a full run, but got a quick one: "),
         ({"schema": 1, "quick": False, "rows": []}, "bench: there is nothing to make a table of: the record holds no"),

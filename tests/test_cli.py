@@ -305,7 +305,7 @@ def test_bench_hands_its_options_on(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchintro.benchmark.command", module)
     run("bench", code=3)
     run("bench", "--device", "cuda", "--row", "P1", "--row", "P4a", "--json", "out.json", "--quick", code=3)
-    shown = ["--plot", "pictures", "--from", "r.json", "--table", "--crossover"]
+    shown = ["--plot", "pictures", "--from", "r.json", "--table", "--crossover", "--trials"]
     run("bench", "--grid", "--dtype", "bfloat16", "--no-rows", *shown, code=3)
     nothing = {
         "grid": False,
@@ -315,6 +315,7 @@ def test_bench_hands_its_options_on(run, monkeypatch):
         "record_path": None,
         "table": False,
         "crossover": False,
+        "trials": False,
     }
     everything = {
         "grid": True,
@@ -324,6 +325,7 @@ def test_bench_hands_its_options_on(run, monkeypatch):
         "record_path": Path("r.json"),
         "table": True,
         "crossover": True,
+        "trials": True,
     }
     assert calls == [
         ("cpu", None, None, False, nothing),

@@ -35,7 +35,7 @@ FORMATS = ["parquet", "csv", "npy", "npy by columns"]
 
 
 def numbers(rows: int, columns: int = 4, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
+    return np.random.default_rng(seed).standard_normal((rows, columns), np.float32)
 
 
 def write(path: Path, kind: str, matrix: np.ndarray, group: int = 7) -> Path:
@@ -242,8 +242,9 @@ def test_a_quotation_mark_that_is_meant_literally(tmp_path, monkeypatch):
     assert gather(open_table(path, features=["a"]))[0].flatten().tolist() == list(range(100))
 
 
-def test_a_record_longer_than_a_block(tmp_path):
-    matrix = numbers(3, 200_000)
+def test_a_record_longer_than_a_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(_csv, "PARSED_BYTES", 1 << 15)
+    matrix = numbers(3, 10_000)
     path = write(tmp_path / "wide", "csv", matrix)
     X, _ = gather(open_table(path))
     assert np.array_equal(X.numpy(), matrix[:, :-1])
@@ -469,6 +470,30 @@ class TestBackground:
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
         )
         assert (result.returncode, result.stdout, result.stderr) == (0, "5\n", "")
+
+    def test_ctrl_c_while_a_piece_is_waited_for(self):
+        program = (
+            "import os, signal, threading, time\n"
+            "from torchintro._background import ahead\n"
+            "used = threading.Event()\n"
+            "def make():\n"
+            "    yield 1\n"
+            "    used.wait()\n"
+            "    time.sleep(0.2)\n"
+            "    os.kill(os.getpid(), signal.SIGINT)\n"
+            "    time.sleep(1)\n"
+            "    yield 2\n"
+            "try:\n"
+            "    for item in ahead(make):\n"
+            "        print(item)\n"
+            "        used.set()\n"
+            "except KeyboardInterrupt:\n"
+            "    print('stopped', [t.name for t in threading.enumerate()])\n"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+        )
+        assert result.stdout == "1\nstopped ['MainThread']\n"
 
 
 class TestProgress:
@@ -726,21 +751,25 @@ def test_without_pyarrow(tmp_path, monkeypatch):
 
 
 # Prints by how many MB streaming the file makes the peak of the resident memory grow, after a first short stream.
+# VmHWM, because getrusage's peak begins at that of the process that started this one.
 MEASURE = """
-import resource, sys
+import re, sys
+from pathlib import Path
 import torchintro
+def peak():
+    return int(re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[0])
 table = torchintro.open_table(sys.argv[1])
-first = next(table.pieces(rows=100))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+next(table.pieces(rows=100))
+before = peak()
 rows = sum(X.shape[0] for X, y in table.pieces())
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, rows)
+print((peak() - before) / 1024, rows)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*FORMATS, "parquet in one row group"])
 def test_memory_does_not_grow_with_the_file(tmp_path, kind):
-    rows, columns = (100_000 if kind == "csv" else 800_000), 65
+    rows, columns = (300_000 if kind == "csv" else 1_500_000), 65
     path = write(
         tmp_path / "t",
         kind.removesuffix(" in one row group"),
@@ -753,6 +782,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind):
     )
     grown, streamed = result.stdout.split()
     assert int(streamed) == rows
-    # Three pieces of 16 MB, the blocks on the way to them, and what pyarrow has under way.
-    assert size > 110
-    assert float(grown) < (140 if "one" not in kind else 180)
+    # Three pieces of 8 MB, the blocks on the way to them, and what pyarrow has under way: pages of each column.
+    assert float(grown) < 160
+    assert size > (370 if kind != "csv" else 190)

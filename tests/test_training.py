@@ -13,7 +13,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from torchintro import functional, reference
-from torchintro.engines import ENGINES, batches
+from torchintro.engines import ENGINES
+from torchintro.engines.loop import batches
 from torchintro.optimizers import optimizer_names
 from torchintro.training import DivergedError, FitResult, fit, initial_linear
 

@@ -14,7 +14,7 @@ import torch
 
 import torchintro
 from torchintro.data import split, synthetic
-from torchintro.training import fit, initial_linear
+from torchintro.training import ENGINES, fit, initial_linear
 
 optuna = pytest.importorskip("optuna")  # the machine of `make gpu-check` may lack it
 from optuna.trial import TrialState  # noqa: E402
@@ -27,6 +27,11 @@ X, y = DATA.X, DATA.y
 
 def lrs(study):
     return [trial.params["lr"] for trial in study.trials if trial.state == TrialState.COMPLETE]
+
+
+def near(value):
+    """Equal but for rounding: models that are trained together sum up in another order."""
+    return pytest.approx(value, rel=2e-4)
 
 
 def test_the_package_gives_tune_away():
@@ -54,11 +59,12 @@ def test_every_trial_is_fit_from_the_same_start(device):
         assert trial.distributions["lr"].log
         model = initial_linear(1, 1, seed=5, device=device)
         options = {"batch_size": 16, "optimizer": "adam", "weight_decay": 0.01, "seed": 5}
-        result = fit(model, X, y, lr=trial.params["lr"], epochs=7, **options)
-        assert trial.value == result.losses[-1].item()
+        result = fit(model, X, y, lr=trial.params["lr"], epochs=7, engine="autograd", **options)
+        assert trial.value == near(result.losses[-1].item())
         attributes = trial.user_attrs
         assert attributes.keys() == {"engine", "epochs", "seconds_per_epoch", "train_loss"}
-        assert (attributes["engine"], attributes["epochs"], attributes["train_loss"]) == ("autograd", 7, trial.value)
+        assert attributes["engine"] in set(ENGINES) - {"auto"}
+        assert (attributes["epochs"], attributes["train_loss"]) == (7, trial.value)
         assert 0 < attributes["seconds_per_epoch"] < 10
     assert best_lr(study) == study.best_params["lr"] == min(study.trials, key=lambda trial: trial.value).params["lr"]
 
@@ -71,8 +77,8 @@ def test_validation_pair_is_the_objective(device):
         model = initial_linear(1, 1, seed=5, device=device)
         lr = trial.params["lr"]
         result = fit(model, train.X, train.y, lr=lr, epochs=7, validation=(held_out.X, held_out.y))
-        assert trial.value == result.validation_losses[-1].item()
-        assert trial.user_attrs["train_loss"] == result.losses[-1].item()
+        assert trial.value == near(result.validation_losses[-1].item())
+        assert trial.user_attrs["train_loss"] == near(result.losses[-1].item())
 
 
 def test_validation_fraction_is_split(device):
@@ -80,7 +86,7 @@ def test_validation_fraction_is_split(device):
     train, held_out = split(DATA, 0.25, seed=5)
     expected = tune(train.X.to(device), train.y, n_trials=2, epochs=7, seed=5, validation=(held_out.X, held_out.y))
     study = tune(X, y, n_trials=2, epochs=7, seed=5, validation=0.25)
-    assert [trial.value for trial in study.trials] == [trial.value for trial in expected.trials]
+    assert [trial.value for trial in study.trials] == [near(trial.value) for trial in expected.trials]
 
 
 def test_seed_decides_everything():
@@ -100,7 +106,7 @@ def test_float64_data_trains_a_float64_model(device):
     study = tune(X.double(), y.double(), n_trials=1, epochs=3, seed=5)
     model = initial_linear(1, 1, seed=5, dtype=torch.float64, device=device)
     result = fit(model, X.double(), y.double(), lr=study.trials[0].params["lr"], epochs=3)
-    assert study.trials[0].value == result.losses[-1].item()
+    assert study.trials[0].value == pytest.approx(result.losses[-1].item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("in_file", [False, True])
@@ -116,7 +122,7 @@ def test_divergence_is_recorded_and_the_study_goes_on(device, tmp_path, in_file)
     assert 0 < len(diverged) < 15
     for trial in study.trials:
         lr = trial.params["lr"]
-        assert trial.user_attrs["engine"] == "autograd"
+        assert trial.user_attrs["engine"] in set(ENGINES) - {"auto"}
         assert trial.user_attrs["seconds_per_epoch"] > 0
         assert trial.user_attrs["reference_seconds_per_epoch"] > 0
         if trial not in diverged:
@@ -124,9 +130,9 @@ def test_divergence_is_recorded_and_the_study_goes_on(device, tmp_path, in_file)
             assert "diverged_epoch" not in trial.user_attrs
             continue
         assert trial.value == trial.user_attrs["train_loss"] == math.inf
-        with pytest.raises(torchintro.DivergedError, match=f"in epoch {trial.user_attrs['diverged_epoch']} ") as caught:
-            fit(initial_linear(1, 1, seed=0, device=device), X, y, lr=lr, epochs=60)
-        assert caught.value.lr == lr
+        with pytest.raises(torchintro.DivergedError) as caught:
+            fit(initial_linear(1, 1, seed=0, device=device), X, y, lr=lr, epochs=60, engine="autograd")
+        assert abs(caught.value.epoch - trial.user_attrs["diverged_epoch"]) <= 1  # what overflows first is rounding's
     assert best_lr(study) < 2
     assert math.isfinite(study.best_value)
 
@@ -207,11 +213,12 @@ def test_ctrl_c_keeps_the_finished_trials():
     with pytest.raises(KeyboardInterrupt):
         tune(X, y, n_trials=9, progress=stop, **options)
     assert optuna.logging.get_verbosity() == level
-    assert len(lrs(optuna.load_study(study_name="s", storage=storage))) == 3
+    states = [trial.state for trial in optuna.load_study(study_name="s", storage=storage).trials]
+    assert states == [TrialState.COMPLETE] * 3 + [TrialState.FAIL] * 6
     assert len(lrs(tune(X, y, n_trials=5, **options))) == 5
 
 
-def test_ctrl_c_within_a_trial(monkeypatch):
+def test_ctrl_c_within_training(monkeypatch):
     storage = optuna.storages.InMemoryStorage()
     steps = []
     step = torch.optim.SGD.step
@@ -223,11 +230,11 @@ def test_ctrl_c_within_a_trial(monkeypatch):
         return step(self, closure)
 
     monkeypatch.setattr(torch.optim.SGD, "step", interrupted_step)
-    options = {"epochs": 3, "seed": 0, "storage": storage, "study_name": "s"}
+    options = {"epochs": 3, "seed": 0, "storage": storage, "study_name": "s", "engine": "autograd"}
     with pytest.raises(KeyboardInterrupt):
         tune(X, y, n_trials=9, **options)
     states = [trial.state for trial in optuna.load_study(study_name="s", storage=storage).trials]
-    assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
+    assert states == [TrialState.COMPLETE] * 2 + [TrialState.FAIL] * 7  # this engine trains one after the other
     study = tune(X, y, n_trials=4, **options)
     assert len(set(lrs(study))) == 4
 
@@ -256,7 +263,7 @@ def test_a_killed_study_goes_on(tmp_path):
     assert finished[: len(seen)] == seen
     assert len(finished) == len(set(finished)) == len(seen) + 4
     # What was cut off is still there, is not taken for finished, and does not stand in the way.
-    assert len(study.trials) - len(finished) <= 1
+    assert len(study.trials) - len(finished) <= 10
 
 
 def test_an_interrupt_while_a_trial_is_recorded():
@@ -299,7 +306,17 @@ def test_no_warnings():
         ({"batch_size": 0}, ValueError, "tune: batch_size must be at least 1, but got 0"),
         ({"optimizer": "sdg"}, ValueError, "tune: optimizer must be one of ASGD.* but got 'sdg'"),
         ({"optimizer": "adam", "momentum": 1}, ValueError, "tune: momentum must be 0 for Adam"),
-        ({"engine": "fast"}, ValueError, "tune: engine must be one of auto, autograd, reference, but got 'fast'"),
+        ({"engine": "fast"}, ValueError, "tune: engine must be one of auto, .*autograd, .*, but got 'fast'"),
+        (
+            {"engine": "statistics", "batch_size": 8},
+            ValueError,
+            "tune: engine 'statistics' cannot do this: it has no mini-batches, but batch_size is 8 of 60 rows",
+        ),
+        ({"trials_per_batch": 0}, ValueError, "tune: trials_per_batch must be at least 1, but got 0"),
+        ({"trials_per_batch": 1.5}, TypeError, "tune: trials_per_batch must be an integer, but got 1.5"),
+        ({"sampler": "tpe"}, TypeError, "tune: sampler must be an Optuna sampler or None, but got str"),
+        ({"pruner": True}, TypeError, "tune: pruner must be an Optuna pruner or None, but got bool"),
+        ({"optimizer_options": 3}, TypeError, "tune: optimizer_options must be a mapping, but got int"),
         ({"seed": 0.5}, TypeError, "tune: seed must be an integer, but got 0.5"),
         ({"progress": 1}, TypeError, "tune: progress must be True, False or a callable, but got 1"),
         ({"validation": 1.5}, ValueError, "tune: validation must be a fraction between 0 and 1, but got 1.5"),

@@ -75,9 +75,9 @@ def ahead(make: Callable[[], Iterator[T]], depth: int = 1) -> Iterator[T]:
     raises or is closed. What the thread raises is raised here, after the items before it.
     """
     worker = _Worker(make, depth)
-    worker.thread.start()
     _workers.add(worker)
     try:
+        worker.thread.start()
         while True:
             item = worker.items.get()
             if item is _END:

@@ -203,7 +203,8 @@ class ParquetReader:
             largest = max(metadata.row_group(i).total_byte_size for i in groups)
             buffer = 0 if largest <= WHOLE_ROW_GROUP else min(max(WHOLE_ROW_GROUP // len(names), 1 << 14), 1 << 20)
             rows = min(max(BLOCK_BYTES // (4 * len(names)), 1 << 10), 1 << 16)
-            with parquet.ParquetFile(file.path, metadata=metadata, buffer_size=buffer) as opened:
+            # pre_buffer, pyarrow's default, would keep the compressed bytes of all row groups.
+            with parquet.ParquetFile(file.path, metadata=metadata, buffer_size=buffer, pre_buffer=False) as opened:
                 at = file.edges[groups[0]]
                 for batch in opened.iter_batches(rows, row_groups=groups, columns=list(names)):
                     start, end = max(first - at, 0), min(last - at, batch.num_rows)

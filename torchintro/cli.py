@@ -371,8 +371,8 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Smaller sizes and fewer repeats.")] = False,
     grid: Annotated[bool, typer.Option("--grid", help="Also a grid of shapes, fused against eager.")] = False,
     dtype: Annotated[str, typer.Option(help="Of the grid: float32, float64 or bfloat16.")] = "float32",
-    no_rows: Annotated[bool, typer.Option("--no-rows", help="Nothing but the grid.")] = False,
-    plot: Annotated[Optional[Path], typer.Option("--plot", help="Folder for the roofline picture.")] = None,  # noqa: UP045
+    no_rows: Annotated[bool, typer.Option("--no-rows", help="Nothing but the grid and the trials.")] = False,
+    plot: Annotated[Optional[Path], typer.Option("--plot", help="Folder for the pictures.")] = None,  # noqa: UP045
     record: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--from", help="Measure nothing: show this record. Needs --plot or --table."),
@@ -380,6 +380,9 @@ def bench(
     table: Annotated[bool, typer.Option("--table", help="Print the Markdown tables of the record.")] = False,
     crossover: Annotated[
         bool, typer.Option("--crossover", help="With cuda and --row, also from how many rows on the GPU wins.")
+    ] = False,
+    trials: Annotated[
+        bool, typer.Option("--trials", help="Also time against the number of trials, 1 to 1000.")
     ] = False,
 ) -> None:
     """Time eager PyTorch, torch.compile, JAX and the fused operator side by side, after checking that they agree."""
@@ -397,6 +400,7 @@ def bench(
         record_path=record,
         table=table,
         crossover=crossover,
+        trials=trials,
     )
     raise typer.Exit(code)
 

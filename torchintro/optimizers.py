@@ -74,6 +74,10 @@ class Optimizer:
 
     def rule(self) -> Rule | None:
         """Return what the training-loop operators make of it, or None if it is none of theirs."""
+        return self._rule
+
+    @functools.cached_property  # models that are trained together often share one
+    def _rule(self) -> Rule | None:
         known = {"SGD": _SGD, "Adam": _ADAM, "AdamW": _ADAM}.get(self.class_name)
         if known is None:
             return None

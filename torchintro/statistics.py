@@ -32,9 +32,9 @@ _READ = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class LinearStatistics:
     """Count, means and centred second moments of the rows of a regression problem, in float64.
 
-    They are all that the mean squared error of a linear model depends on: once they are gathered, its loss, its gradients
-    and its least-squares solution cost a few products of ``D x D`` numbers, however many rows there were. Rows are read
-    once, in any number of parts, on any number of machines::
+    They are all that the mean squared error of a linear model depends on: once they are gathered, its loss, its
+    gradients and its least-squares solution cost a few products of ``D x D`` numbers, however many rows there were.
+    Rows are read once, in any number of parts, on any number of machines::
 
         statistics = LinearStatistics(D, O)
         for X, y in parts:
@@ -52,8 +52,8 @@ class LinearStatistics:
         syy: ``(O,)``, the sum of ``v (y - mean_y)**2``.
 
     Parts are merged as in Chan, Golub and LeVeque, "Algorithms for computing the sample variance: analysis and
-    recommendations", The American Statistician 37 (1983), 242-247. docs/statistics.md derives the formulas and says which
-    digits are kept.
+    recommendations", The American Statistician 37 (1983), 242-247. docs/statistics.md derives the formulas and says
+    which digits are kept.
 
     Args:
         in_features: Number of features.
@@ -136,7 +136,7 @@ class LinearStatistics:
             if given_weight is not None:
                 _checks.check_finite(function, "weight", given_weight)
             raise _overflow(function)
-        self._set(self._merged(function, tuple(moment.to(self.device) for moment in moments)))  # type: ignore[arg-type]
+        self._set(self._merged(function, tuple(moment.to(self.device) for moment in moments)))
         return self
 
     def merge(self, other: LinearStatistics) -> Self:
@@ -150,7 +150,8 @@ class LinearStatistics:
 
         Raises:
             TypeError: ``other`` is something else.
-            ValueError: Its numbers of features or targets are others, or the sums are beyond float64. Nothing was changed.
+            ValueError: Its numbers of features or targets are others, or the sums are beyond float64. Nothing was
+                changed.
         """
         function = "LinearStatistics.merge"
         if not isinstance(other, LinearStatistics):
@@ -189,7 +190,7 @@ class LinearStatistics:
         on_gpu = distributed.get_backend(group) == "nccl"
         if on_gpu and self.device.type != "cuda":
             raise ValueError(
-                f'{function}: the statistics must be on the GPU with the backend nccl, but are on {self.device}: '
+                f"{function}: the statistics must be on the GPU with the backend nccl, but are on {self.device}: "
                 'use .to("cuda")'
             )
         device = self.device if on_gpu else torch.device("cpu")
@@ -209,8 +210,9 @@ class LinearStatistics:
         shapes = _shapes(self.in_features, self.out_features)
         lengths = [math.prod(shape) for shape in shapes]
         for part in parts:
-            moments = [m.view(shape) for m, shape in zip(part.to(self.device).split(lengths), shapes, strict=True)]
-            merged._set(merged._merged(function, tuple(moments)))  # type: ignore[arg-type]
+            flat = torch.split(part.to(self.device), lengths)
+            moments = tuple(moment.view(shape) for moment, shape in zip(flat, shapes, strict=True))
+            merged._set(merged._merged(function, moments))  # type: ignore[arg-type]
         self._set(merged.tensors)
         return self
 
@@ -251,9 +253,8 @@ class LinearStatistics:
         """
         function = "LinearStatistics.load"
         content = _files.read(function, path, _KIND, _VERSION, map_location=device)
-        moments = tuple(content.get(name) for name in _NAMES)
-        tensors = all(isinstance(moment, Tensor) and moment.dtype == torch.float64 for moment in moments)
-        if not tensors or moments[1].dim() != 1 or moments[2].dim() != 1 or 0 in moments[4].shape:
+        moments = tuple(m for m in map(content.get, _NAMES) if isinstance(m, Tensor) and m.dtype == torch.float64)
+        if len(moments) < len(_NAMES) or moments[1].dim() != 1 or moments[2].dim() != 1 or 0 in moments[4].shape:
             raise ValueError(f"{function}: {path} is damaged: it must hold six tensors of float64")
         statistics = cls(moments[1].numel(), moments[2].numel(), device=device)
         for name, moment, shape in zip(
@@ -270,9 +271,9 @@ class LinearStatistics:
     def loss(self, W: _ArrayLike, b: _ArrayLike | None = None) -> Tensor:
         """Compute the mean squared error of a linear model on all rows.
 
-        Equivalent to ``F.mse_loss(F.linear(X, W, b), y)`` in float64; with weights, the mean over the rows is the weighted
-        one. The result is part of autograd's graph if ``W`` or ``b`` require a gradient. Where the fit is near perfect
-        the terms cancel: the absolute error is about 1e-16 times the targets' variance.
+        Equivalent to ``F.mse_loss(F.linear(X, W, b), y)`` in float64; with weights, the mean over the rows is the
+        weighted one. The result is part of autograd's graph if ``W`` or ``b`` require a gradient. Where the fit is near
+        perfect the terms cancel: the absolute error is about 1e-16 times the targets' variance.
 
         Args:
             W: ``(out_features, in_features)``.
@@ -331,12 +332,12 @@ class LinearStatistics:
 
             sum over n of v_n (w @ x_n + b - y_n)**2 + ridge * (w @ w)
 
-        The bias is not penalised, and the sum is not divided by the number of rows: with ``ridge=0`` it is ordinary least
-        squares with an intercept, and in general what ``sklearn.linear_model.Ridge(alpha=ridge)`` fits.
+        The bias is not penalised, and the sum is not divided by the number of rows: with ``ridge=0`` it is ordinary
+        least squares with an intercept, and in general what ``sklearn.linear_model.Ridge(alpha=ridge)`` fits.
 
-        Columns are scaled to unit variance for the computation, so that their units do not matter. Directions in which the
-        features do not vary beyond rounding (eigenvalues of the scaled matrix up to ``10 D`` times 2.2e-16 of the largest:
-        constant and collinear columns) are left out, and the solution is the one of least norm ``w @ w``.
+        Columns are scaled to unit variance for the computation, so that their units do not matter. Directions in which
+        the features do not vary beyond rounding (eigenvalues of the scaled matrix up to ``10 D`` times 2.2e-16 of the
+        largest: constant and collinear columns) are left out, and the solution is the one of least norm ``w @ w``.
 
         Args:
             ridge: The penalty, finite and at least 0, in units of ``sxx``.
@@ -462,14 +463,14 @@ def _readable(tensor: Tensor) -> Tensor:
 
 def _finite(moments: _Moments) -> bool:
     """Whether all is finite: the squares of the columns bound their products."""
-    _, _, _, sxx, _, syy = moments
-    if math.isfinite((sxx.diagonal().sum() + syy.sum()).item()):
+    count, _, _, sxx, _, syy = moments
+    if math.isfinite((count + sxx.diagonal().sum() + syy.sum()).item()):
         return True
     return all(bool(torch.isfinite(moment).all()) for moment in moments)  # a sum of finite squares may overflow
 
 
 def _overflow(function: str) -> ValueError:
     return ValueError(
-        f"{function}: the squares of X and y about their means must have sums within float64, but these overflow: "
-        "scale the columns down"
+        f"{function}: the weights, and the squares of X and y about their means, must have sums within float64, but "
+        "these overflow: scale them down"
     )

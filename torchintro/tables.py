@@ -171,7 +171,8 @@ class Table:
         part = "" if self._part is None else ", held out" if self._part.held_out else ", not held out"
         return (
             f"Table({str(self.path)!r}, {len(self.files)} file{'s' * (len(self.files) > 1)}, {rows}, "
-            f"{self.in_features} features, {self.out_features} target{'s' * (self.out_features > 1)}{part})"
+            f"{self.in_features} feature{'s' * (self.in_features > 1)}, "
+            f"{self.out_features} target{'s' * (self.out_features > 1)}{part})"
         )
 
     def fingerprint(self) -> str:
@@ -376,8 +377,12 @@ class Table:
             low, high = max(first - start, 0), min(last - start, file.rows or 0)
             if low < high:
                 file.check(function)
-                for block in reader.blocks(function, file, names, self.in_features, low, high):
-                    yield file, start + block.first, block
+                read = functools.partial(reader.blocks, function, file, names, self.in_features, low, high)
+                # pyarrow decodes the next batch while this one is turned to rows. NPY's blocks share their memory.
+                blocks = ahead(read) if self._suffix == ".parquet" else read()
+                with contextlib.closing(blocks):  # type: ignore[type-var]
+                    for block in blocks:
+                        yield file, start + block.first, block
 
     def _csv_blocks(self, function: str, rank: int, world_size: int, skip: int) -> Iterator[tuple[File, int, Block]]:
         """Yield the blocks that begin in a share of the bytes; those before are counted only."""

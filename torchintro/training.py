@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy.typing as npt
 import torch
@@ -13,8 +14,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from . import _checks
-from .engines import ENGINES, Choice, Data, Report, Wanted, train_models
+from .engines import ENGINES, Choice, MemoryRows, Report, Wanted, train_models
 from .optimizers import parse_optimizer
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+    from .tables import Table
 
 __all__ = ["ENGINES", "ArrayLike", "DivergedError", "FitResult", "Progress", "fit", "initial_linear"]
 
@@ -111,18 +117,18 @@ def initial_linear(
 
 def fit(
     model: nn.Linear,
-    X: ArrayLike,
-    y: ArrayLike,
+    X: ArrayLike | Table,
+    y: ArrayLike | None = None,
     *,
     lr: float | Sequence[float] | Tensor,
     epochs: int = 100,
     batch_size: int | None = None,
-    shuffle: bool = True,
+    shuffle: bool | None = None,
     optimizer: str = "sgd",
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     optimizer_options: Mapping[str, Any] | None = None,
-    validation: Sequence[ArrayLike] | None = None,
+    validation: Sequence[ArrayLike] | Table | float | None = None,
     engine: str = "auto",
     seed: int | None = None,
     progress: Progress = False,
@@ -143,25 +149,29 @@ def fit(
 
     Args:
         model: The layer to train. Parameters that do not require a gradient stay as they are.
-        X: Features ``(N, in_features)``, tensor or NumPy array; converted to the model's dtype and device.
-        y: Targets ``(N, out_features)``; a target of shape ``(N,)`` is an error.
+        X: Features ``(N, in_features)``, tensor or NumPy array; converted to the model's dtype and device. Or a table
+            (:func:`torchintro.open_table`) of any size, which is streamed: once for all epochs with the full batch, once
+            an epoch with mini-batches. Where ``torch.distributed`` is initialised, every process streams its own share
+            of the table, and all end with the same model.
+        y: Targets ``(N, out_features)``; a target of shape ``(N,)`` is an error. None with a table, which has its own.
         lr: Learning rate, or one for each epoch.
         epochs: Number of passes over the rows.
         batch_size: Rows a step; None or anything from N up means all rows in their own order.
-        shuffle: Whether mini-batches are cut from one random permutation an epoch, or from the rows in their own order.
-            The last batch may be shorter.
+        shuffle: Whether mini-batches are cut from one random permutation an epoch, or from the rows in their own order;
+            the last batch may be shorter. By default True, but for a table, where it cannot be.
         optimizer: Class name of an optimizer of ``torch.optim``, in any case.
         momentum: The optimizer's argument; an error where the optimizer has none.
         weight_decay: The optimizer's argument, zero by default whatever the optimizer's own default.
         optimizer_options: Further keyword arguments of the optimizer, such as ``{"nesterov": True}``.
-        validation: ``(X_val, y_val)``: their loss is computed after each epoch.
+        validation: ``(X_val, y_val)``: their loss is computed after each epoch. With a table also another table, or the
+            share of the rows to hold out, chosen by ``seed``.
         engine: ``"statistics"``, one pass over the rows for all epochs (full batch; sgd, adam and adamw; float32 and
             float64); ``"fused"``, all epochs in one operator (likewise, and mini-batches); ``"autograd"``, the fused
             loss in a PyTorch loop (everything else too); ``"reference"``, the same loop in plain PyTorch; ``"auto"``,
             the one that suits, which the result names, with the reason.
         seed: Seed of the permutations; None draws them from PyTorch's global random state.
-        progress: True prints the engine and the loss every tenth of the run; a callable is given ``(epoch, loss)``
-            every epoch.
+        progress: True prints the engine and the loss every tenth of the run, and how far the pass over a table is; a
+            callable is given ``(epoch, loss)`` every epoch.
 
     Returns:
         The losses, the engine and the time taken.
@@ -183,23 +193,24 @@ def fit(
     rates = learning_rates("fit", lr, epochs)
     if batch_size is not None:
         batch_size = _checks.positive_integer("fit", "batch_size", batch_size)
-    _checks.boolean("fit", "shuffle", shuffle)
+    if shuffle is not None:
+        _checks.boolean("fit", "shuffle", shuffle)
     if seed is not None:
         seed = _checks.integer("fit", "seed", seed)
     _checks.one_of("fit", "engine", engine, ENGINES)
     chosen = parse_optimizer("fit", optimizer, momentum, weight_decay, optimizer_options)
     chosen.check("fit", [parameter for parameter in model.parameters() if parameter.requires_grad], rates[0])
     begin, report, wanted = _reporter(progress, epochs)
-    data = _check_data(model, X, y, validation)
+    rows = _check_rows(model, X, y, validation, batch_size, shuffle, seed, progress is True)
     start = time.perf_counter()
     trained = train_models(
-        data,
+        rows,
         initial=model,
         lr=[rates],
         epochs=epochs,
         batch_size=batch_size,
         optimizers=[chosen],
-        shuffle=shuffle,
+        shuffle=not isinstance(rows, TableRows) if shuffle is None else shuffle,
         seed=seed,
         engine=engine,
         begin=begin,
@@ -245,7 +256,16 @@ def _check_model(model: object) -> None:
         _checks.check_finite("fit", f"model.{name}", parameter.detach())
 
 
-def _check_data(model: nn.Linear, X: object, y: object, validation: object) -> Data:
+def _check_rows(
+    model: nn.Linear,
+    X: object,
+    y: object,
+    validation: object,
+    batch_size: int | None,
+    shuffle: bool | None,
+    seed: int | None,
+    progress: bool,
+) -> Rows:
     def checked(X: object, y: object, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
         return _checks.regression_data(
             "fit",
@@ -259,11 +279,70 @@ def _check_data(model: nn.Linear, X: object, y: object, validation: object) -> D
             finite=False,
         )
 
+    if is_table(X):
+        sizes = (X.in_features, X.out_features)
+        if sizes != (model.in_features, model.out_features):
+            raise ValueError(
+                f"fit: X must be a table of {model.in_features} features and {model.out_features} targets, as the model "
+                f"has, but has {sizes[0]} and {sizes[1]}"
+            )
+        if shuffle and batch_size is not None:
+            raise ValueError("fit: shuffle must not be True for a table, whose rows are read in their order")
+        return table_rows(
+            "fit",
+            X,
+            y,
+            validation,
+            lambda pair: checked(*pair, ("validation[0]", "validation[1]")),
+            dtype=model.weight.dtype,
+            device=model.weight.device,
+            seed=seed,
+            progress=progress,
+        )
+    if y is None:
+        raise TypeError("fit: y must be a tensor or a NumPy array, but got None, which only goes with a table")
     train = checked(X, y, ("X", "y"))
     if validation is None:
-        return Data(*train)
+        return MemoryRows(*train)
     X_validation, y_validation = validation_pair("fit", validation)
-    return Data(*train, checked(X_validation, y_validation, ("validation[0]", "validation[1]")))
+    return MemoryRows(*train, checked(X_validation, y_validation, ("validation[0]", "validation[1]")))
+
+
+def is_table(value: object) -> TypeGuard[Table]:
+    """Say whether a value is a table that is streamed; without importing what only those need."""
+    module = sys.modules.get("torchintro.tables")
+    return module is not None and isinstance(value, module.Table)
+
+
+def table_rows(
+    function: str,
+    table: Table,
+    y: object,
+    validation: object,
+    check_pair: Callable[[tuple[object, object]], tuple[Tensor, Tensor]],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int | None,
+    progress: bool,
+) -> TableRows:
+    """Check what goes with a table; return its rows."""
+    if y is not None:
+        raise TypeError(
+            f"{function}: y must be None with a table, which has its own targets, but got {type(y).__name__}"
+        )
+    if is_table(validation):
+        sizes = (validation.in_features, validation.out_features)
+        if sizes != (table.in_features, table.out_features):
+            raise ValueError(
+                f"{function}: validation must be a table of {table.in_features} features and {table.out_features} "
+                f"targets, as X has, but has {sizes[0]} and {sizes[1]}"
+            )
+    elif isinstance(validation, (int, float)):
+        validation = _checks.fraction(function, "validation", validation)
+    elif validation is not None:
+        validation = check_pair(validation_pair(function, validation))
+    return TableRows(table, validation, function=function, dtype=dtype, device=device, seed=seed, progress=progress)
 
 
 def validation_pair(function: str, validation: object) -> tuple[object, object]:

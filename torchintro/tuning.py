@@ -1,86 +1,125 @@
-"""The search for a learning rate with Optuna: :func:`tune`. The only module that imports Optuna."""
+"""The search for hyper-parameters with Optuna: :func:`tune`. Only this, _search.py and _trials.py import Optuna."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import _checks
+from ._search import batch_size_of, check_values, default_sampler, learning_rates, other_parameters
+from ._trials import StudyData, Trainer, Trials
 from .data import split_rows
-from .training import ArrayLike, DivergedError, fit, initial_linear, prepare, validation_pair
+from .engines import ENGINES, MemoryRows
+from .training import ArrayLike, initial_linear, is_table, table_rows, validation_pair
+
+if TYPE_CHECKING:
+    from .tables import Table
 
 __all__ = ["best_lr", "tune"]
 
 _SETTINGS = "torchintro"  # the study's user attribute with what makes its values comparable
 # How long to wait for another process to be done with a SQLite file: its own 5 seconds are few on a busy machine.
 _LOCK_SECONDS = 60
+# How often, and how long apart, to open a database of which another process makes the tables at the same time.
+_OPENINGS = 20
+_OPENING_SECONDS = 0.1
 
 
 def tune(
-    X: ArrayLike,
-    y: ArrayLike,
+    X: ArrayLike | Table,
+    y: ArrayLike | None = None,
     *,
     n_trials: int = 20,
     epochs: int = 100,
     lr: tuple[float, float] = (1e-4, 1e-1),
+    search_space: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
     optimizer: str = "sgd",
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     optimizer_options: Mapping[str, Any] | None = None,
-    validation: Sequence[ArrayLike] | float | None = None,
+    validation: Sequence[ArrayLike] | Table | float | None = None,
     storage: str | optuna.storages.BaseStorage | None = None,
     study_name: str | None = None,
     sampler: optuna.samplers.BaseSampler | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+    trials_per_batch: int | None = None,
     seed: int | None = None,
     engine: str = "auto",
     benchmark: bool = False,
     progress: bool | Callable[[optuna.Study, FrozenTrial], None] = False,
 ) -> optuna.Study:
-    """Search the learning rate at which a linear layer trains best.
+    """Search the learning rate, and if wanted other hyper-parameters, with which a linear layer trains best.
 
     Equivalent to ``study.optimize`` over an objective that takes ``lr`` from
-    ``trial.suggest_float("lr", *lr, log=True)``, trains an ``nn.Linear`` and returns its final loss. All trials start
-    from the same parameters. A learning rate that diverges is a finished trial of value infinity.
+    ``trial.suggest_float("lr", *lr, log=True)``, trains an ``nn.Linear`` and returns its final loss, except that
+    Optuna is asked for several trials at once and these are trained together (by the engines ``"autograd"`` and
+    ``"reference"`` one after the other). All trials start from the same parameters. A learning rate that diverges is a
+    finished trial of value infinity.
+
+    Two trials of a batch that differ in their learning rates only are at least 2 % of the range (on its logarithmic
+    scale) apart, where a batch is of at most 20: one that is drawn closer by is moved to the nearest learning rate that
+    is not. That goes for samplers that draw (TPE, random, GP, CMA-ES); what a grid or an enqueued trial prescribes is
+    left as it is.
 
     With a ``storage`` and a ``study_name`` an interrupted study goes on where it was: ``n_trials`` counts the finished
-    trials that the study holds, so that a second call only runs what is missing. A trial cut off by Ctrl-C is recorded
-    as failed, the finished ones are kept, and the KeyboardInterrupt is raised again.
+    trials that the study holds, so that a second call only runs what is missing. Trials cut off by Ctrl-C are recorded
+    as failed, the finished ones are kept, and the KeyboardInterrupt is raised again. Several processes may work on one
+    study at a time; each beyond the first may add up to a batch to ``n_trials``. What a killed process leaves
+    unfinished is not counted.
 
-    Each trial's ``user_attrs`` hold ``engine``, ``epochs``, ``seconds_per_epoch`` and ``train_loss``; with
-    ``benchmark`` also ``reference_seconds_per_epoch``; and if it diverged, ``diverged`` (True) and ``diverged_epoch``.
+    Each finished trial's ``user_attrs`` hold ``engine``, ``epochs``, ``seconds_per_epoch`` (its share of the batch's
+    time) and ``train_loss``; with ``benchmark`` also ``reference_seconds_per_epoch``; and if it diverged, ``diverged``
+    (True) and ``diverged_epoch``. A trial whose parameters do not go together, such as ``nesterov`` and a momentum of
+    0, is a failed one, with the optimizer's reason as ``refused``.
 
     Args:
-        X: Features ``(N, D)``, tensor or NumPy array; a floating-point type is that of the model.
-        y: Targets ``(N, T)``.
+        X: Features ``(N, D)``, tensor or NumPy array; a floating-point type is that of the model. Or a table
+            (:func:`torchintro.open_table`) of any size, which is streamed: once for the whole study with the full
+            batch. Where ``torch.distributed`` is initialised, every process streams its own share of the table, rank 0
+            runs the study, and all return it.
+        y: Targets ``(N, T)``; None with a table, which has its own.
         n_trials: Number of finished trials wanted.
         epochs: Epochs of each trial.
         lr: Lowest and highest learning rate.
+        search_space: Further hyper-parameters to search: ``"momentum"``, ``"weight_decay"``, ``"batch_size"`` or an
+            option of the optimizer such as ``"nesterov"``; each a tuple ``(low, high)``, a list of choices or an Optuna
+            distribution. The range of ``weight_decay`` or ``eps`` is searched on a logarithmic scale if low is above 0,
+            and that of ``batch_size``, two integers, always is.
         batch_size: As for :func:`torchintro.fit`.
         optimizer: As for :func:`torchintro.fit`.
         momentum: As for :func:`torchintro.fit`.
         weight_decay: As for :func:`torchintro.fit`.
         optimizer_options: As for :func:`torchintro.fit`.
-        validation: ``(X_val, y_val)``, or the share of the rows to hold out (chosen by ``seed``). The objective is the
+        validation: ``(X_val, y_val)``, with a table also another table, or the share of the rows to hold out (chosen by
+            ``seed``). The objective is the
             final validation loss; without validation, the final training loss.
         storage: Where Optuna keeps the study: a URL such as ``"sqlite:///study.db"`` or a storage object; None keeps
             it in memory.
         study_name: The study's name in the storage.
-        sampler: Any Optuna sampler, by default ``TPESampler``, seeded by ``seed`` plus the number of trials there are.
+        sampler: Any Optuna sampler, by default ``TPESampler(constant_liar=False)``, seeded by ``seed`` plus the number
+            of this call's first trial, so that neither two processes nor two calls with one seed draw the same. Of your
+            own, give each process one with another seed.
+        pruner: An Optuna pruner. It is shown the objective after each epoch, counted from 0, of one trial after the
+            other, and tells the sampler what is not worth going on with; time it does not save, because a batch is
+            trained to its end. Without a pruner no epochs are reported: recording them takes longer than training.
+        trials_per_batch: How many trials to train together. None is all with a sampler that does not learn from
+            results; as many as it draws at random with one that begins so; and then 5 or a quarter of the finished
+            ones with TPE, 4 with others. Fewer where their parameters and optimizers would take over 256 MiB.
         seed: Seed of the initial parameters, the mini-batches, the split and the sampler.
         engine: As for :func:`torchintro.fit`.
-        benchmark: Train each trial a second time with the ``"reference"`` engine, for its time only.
-        progress: True lets Optuna log every trial; a callable is an Optuna callback, given ``(study, trial)``.
+        benchmark: Time plain PyTorch too, measured on a few epochs, once for this call and each batch size.
+        progress: True lets Optuna log every trial; a callable is an Optuna callback, given ``(study, trial)`` once the
+            trial is recorded. ``study.stop()`` in it takes effect after the batch.
 
     Returns:
         The study; ``study.best_params["lr"]`` is the best learning rate.
@@ -97,14 +136,25 @@ def tune(
     """
     n_trials = _checks.positive_integer("tune", "n_trials", n_trials)
     epochs = _checks.positive_integer("tune", "epochs", epochs)
-    low, high = _lr_range(lr)
+    if trials_per_batch is not None:
+        trials_per_batch = _checks.positive_integer("tune", "trials_per_batch", trials_per_batch)
+    if batch_size is not None:
+        batch_size = _checks.positive_integer("tune", "batch_size", batch_size)
     if seed is not None:
         seed = _checks.integer("tune", "seed", seed)
-    if not isinstance(progress, bool) and not callable(progress):
-        raise TypeError(f"tune: progress must be True, False or a callable, but got {progress!r}")
-    train, held_out = _data(X, y, validation, seed)
-    initial = initial_linear(train[0].shape[1], train[1].shape[1], seed=seed, dtype=train[0].dtype)
-    initial.to(train[0].device)
+    engine = _checks.one_of("tune", "engine", engine, ENGINES)
+    _check_objects(sampler, pruner, progress)
+    rates = learning_rates(lr)
+    given = {
+        **(optimizer_options if isinstance(optimizer_options, Mapping) else {}),
+        **({"batch_size": batch_size} if batch_size is not None else {}),
+        **({"momentum": momentum} if momentum != 0 else {}),
+        **({"weight_decay": weight_decay} if weight_decay != 0 else {}),
+    }
+    others = other_parameters(search_space, optimizer=optimizer, given=given)
+    rows = _study_data(
+        X, y, validation, seed, fingerprint=storage is not None, progress=progress is True
+    )
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "optimizer": optimizer,
@@ -112,61 +162,45 @@ def tune(
         "weight_decay": weight_decay,
         "optimizer_options": optimizer_options,
     }
-    prepare("tune", initial, lr=low, engine=engine, **options)
+    trainer = Trainer(rows, epochs=epochs, seed=seed, engine=engine, **options)
+    if others:
+        check_values(others, trainer.refusal)
+    else:
+        trainer.check()
     settings = {
         **options,
         "optimizer_options": None if optimizer_options is None else repr(dict(optimizer_options)),
+        "search_space": repr(others) if others else None,
         "epochs": epochs,
         "seed": seed,
-        "X": list(train[0].shape),
-        "y": list(train[1].shape),
-        "validation rows": 0 if held_out is None else held_out[0].shape[0],
+        **rows.settings,
     }
-    if storage is not None:  # only there a study can be met again
-        settings["data (SHA-256)"] = _fingerprint(*train, *(held_out or ()))
-
-    def run(trial_lr: float, engine: str, epochs: int = epochs) -> dict[str, Any]:
-        return _run(
-            copy.deepcopy(initial),
-            *train,
-            lr=trial_lr,
-            epochs=epochs,
-            validation=held_out,
-            engine=engine,
-            seed=seed,
-            **options,
-        )
-
-    def objective(trial: optuna.Trial) -> float:
-        trial_lr = trial.suggest_float("lr", low, high, log=True)
-        outcome = run(trial_lr, engine)
-        value: float = outcome.pop("value")
-        if benchmark:
-            plain = outcome if outcome["engine"] == "reference" else run(trial_lr, "reference")
-            outcome["reference_seconds_per_epoch"] = plain["seconds_per_epoch"]
-        for key, attribute in outcome.items():
-            trial.set_user_attr(key, attribute)
-        return value
 
     with _logging(optuna.logging.INFO if progress is True else optuna.logging.ERROR):
-        study = _open_study(storage, study_name, sampler, settings)
-        finished = _finished(study)
-        if sampler is None:
-            # Advanced by what is there, because the same seed again would propose the same learning rates again.
-            study.sampler = optuna.samplers.TPESampler(seed=None if seed is None else seed + finished)
-        if finished < n_trials:
-            if benchmark:  # the first epoch of a process pays for what is loaded on first use
-                run(low, engine, 1)
-                run(low, "reference", 1)
-            with _interrupts():
-                study.optimize(
-                    objective, n_trials=n_trials - finished, callbacks=[progress] if callable(progress) else None
-                )
+        if trainer.rank > 0:
+            return trainer.follow()
+        with trainer.leading() as made:
+            study = _open_study(storage, study_name, sampler or default_sampler(seed), pruner, settings)
+            made(study)
+            trials = Trials(
+                study,
+                trainer,
+                lr=rates,
+                others=others,
+                prunes=pruner is not None,
+                seed=seed if sampler is None else None,
+                benchmark=benchmark,
+                progress=progress,
+            )
+            with _interrupts(), _optimizing(study):
+                while (missing := n_trials - _finished(study)) > 0 and not study._stop_flag:
+                    size = trials_per_batch or batch_size_of(study.sampler, n_trials - missing) or missing
+                    trials.run(min(size, missing, trainer.most_models))
     return study
 
 
 def best_lr(study: optuna.Study) -> float | None:
-    """Return the learning rate of the lowest loss, or None if every trial diverged.
+    """Return the learning rate of the lowest loss, or None if every trial diverged or was pruned.
 
     Args:
         study: A study made by :func:`tune`.
@@ -179,33 +213,68 @@ def best_lr(study: optuna.Study) -> float | None:
         >>> best_lr(tune(X, 3 * X, n_trials=2, lr=(10, 1000), seed=0)) is None
         True
     """
-    best = study.best_trial
-    return float(best.params["lr"]) if best.value is not None and math.isfinite(best.value) else None
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    best = min(complete, key=lambda trial: trial.values[0], default=None)
+    return float(best.params["lr"]) if best is not None and math.isfinite(best.values[0]) else None
 
 
-def _run(model: nn.Linear, X: Tensor, y: Tensor, *, lr: float, epochs: int, **options: Any) -> dict[str, Any]:
-    """Train once; return the objective's value and what is recorded of the trial."""
-    start = time.perf_counter()
-    try:
-        result = fit(model, X, y, lr=lr, epochs=epochs, **options)
-    except DivergedError as error:
-        return {
-            "value": math.inf,
-            "engine": error.engine,
-            "epochs": epochs,
-            "seconds_per_epoch": (time.perf_counter() - start) / error.epoch,
-            "train_loss": math.inf,
-            "diverged": True,
-            "diverged_epoch": error.epoch,
-        }
-    train_loss = result.losses[-1].item()
-    return {
-        "value": train_loss if result.validation_losses is None else result.validation_losses[-1].item(),
-        "engine": result.engine,
-        "epochs": epochs,
-        "seconds_per_epoch": result.seconds / epochs,
-        "train_loss": train_loss,
+def _finished(study: optuna.Study) -> int:
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+
+
+def _check_objects(sampler: object, pruner: object, progress: object) -> None:
+    if sampler is not None and not isinstance(sampler, optuna.samplers.BaseSampler):
+        raise TypeError(f"tune: sampler must be an Optuna sampler or None, but got {type(sampler).__name__}")
+    if pruner is not None and not isinstance(pruner, optuna.pruners.BasePruner):
+        raise TypeError(f"tune: pruner must be an Optuna pruner or None, but got {type(pruner).__name__}")
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"tune: progress must be True, False or a callable, but got {progress!r}")
+
+
+def _study_data(
+    X: object, y: object, validation: object, seed: int | None, *, fingerprint: bool, progress: bool
+) -> StudyData:
+    """Return the data of a study: the only place that knows what kinds of data there are."""
+    if is_table(X):
+        return _of_table(X, y, validation, seed, fingerprint=fingerprint, progress=progress)
+    if y is None:
+        raise TypeError("tune: y must be a tensor or a NumPy array, but got None, which only goes with a table")
+    (features, targets), held_out = _tensors(X, y, validation, seed)
+    initial = initial_linear(features.shape[1], targets.shape[1], seed=seed, dtype=features.dtype)
+    settings: dict[str, Any] = {
+        "X": list(features.shape),
+        "y": list(targets.shape),
+        "validation rows": 0 if held_out is None else held_out[0].shape[0],
     }
+    if fingerprint:  # only in a storage can a study be met again
+        settings["data (SHA-256)"] = _fingerprint(features, targets, *(held_out or ()))
+    rows = MemoryRows(features, targets, held_out, function="tune")
+    return StudyData(rows, initial.to(features.device), settings, (features, targets, held_out))
+
+
+def _of_table(
+    table: Table, y: object, validation: object, seed: int | None, *, fingerprint: bool, progress: bool
+) -> StudyData:
+    device = torch.device("cpu")
+    sizes = {"in_features": table.in_features, "out_features": table.out_features}
+
+    def checked(pair: tuple[object, object]) -> tuple[Tensor, Tensor]:
+        names = ("validation[0]", "validation[1]")
+        return _checks.regression_data("tune", *pair, **sizes, dtype=table.dtype, device=device, names=names)
+
+    rows = table_rows(
+        "tune", table, y, validation, checked, dtype=table.dtype, device=device, seed=seed, progress=progress
+    )
+    settings: dict[str, Any] = {"X": repr(table), "validation": repr(rows.validation)}
+    if fingerprint:
+        held_out = rows.validation
+        settings["table"] = table.fingerprint()
+        if is_table(held_out):
+            settings["validation"] = held_out.fingerprint()
+        elif isinstance(held_out, tuple):
+            settings["validation"] = _fingerprint(*held_out)
+    initial = initial_linear(**sizes, seed=seed, dtype=table.dtype)
+    return StudyData(rows, initial, settings, None, shared=True)
 
 
 def _fingerprint(*tensors: Tensor) -> str:
@@ -215,26 +284,15 @@ def _fingerprint(*tensors: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def _finished(study: optuna.Study) -> int:
-    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
-
-
-def _lr_range(lr: object) -> tuple[float, float]:
-    if not isinstance(lr, (tuple, list)) or len(lr) != 2:
-        raise TypeError(f"tune: lr must be a pair (lowest, highest), but got {lr!r}")
-    low, high = (_checks.positive("tune", f"lr[{i}]", bound) for i, bound in enumerate(lr))
-    if low >= high:
-        raise ValueError(f"tune: lr must be a pair (lowest, highest), but got {lr!r}")
-    return low, high
-
-
-def _data(
+def _tensors(
     X: object, y: object, validation: object, seed: int | None
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
     given = _checks.tensor("tune", "X", X)
     dtype = given.dtype if given.is_floating_point() else torch.get_default_dtype()
-    features = _checks.matrix("tune", "X", given, dtype=dtype, device=given.device)
-    targets = _checks.matrix("tune", "y", y, dtype=dtype, device=given.device)
+    # Rows that are split are copied, and to name one that is not finite it is looked for before; else by the engine.
+    finite = isinstance(validation, (int, float))
+    features = _checks.matrix("tune", "X", given, dtype=dtype, device=given.device, finite=finite)
+    targets = _checks.matrix("tune", "y", y, dtype=dtype, device=given.device, finite=finite)
     if targets.shape[0] != features.shape[0]:
         raise ValueError(f"tune: y must have {features.shape[0]} rows, as X has, but got shape {tuple(targets.shape)}")
     if validation is None:
@@ -254,38 +312,75 @@ def _data(
         dtype=dtype,
         device=given.device,
         names=("validation[0]", "validation[1]"),
+        finite=False,
     )
 
 
 def _open_study(
-    storage: object, study_name: str | None, sampler: optuna.samplers.BaseSampler | None, settings: dict[str, Any]
+    storage: object,
+    study_name: str | None,
+    sampler: optuna.samplers.BaseSampler,
+    pruner: optuna.pruners.BasePruner | None,
+    settings: dict[str, Any],
 ) -> optuna.Study:
     if storage is not None and not isinstance(storage, (str, optuna.storages.BaseStorage)):
         raise TypeError(f"tune: storage must be a URL or an Optuna storage, but got {type(storage).__name__}")
     try:
-        opened = storage
-        if isinstance(storage, str) and storage.startswith("sqlite"):
-            opened = optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": _LOCK_SECONDS}})
         study = optuna.create_study(
-            storage=opened, study_name=study_name, sampler=sampler, direction="minimize", load_if_exists=True
+            storage=_database(storage) if isinstance(storage, str) else storage,
+            study_name=study_name,
+            sampler=sampler,
+            pruner=pruner or optuna.pruners.NopPruner(),
+            direction="minimize",
+            load_if_exists=True,
         )
     except Exception as error:  # whatever the storage's driver raises
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise ValueError(f"tune: storage {storage!r} cannot be used: {reason}") from error
     if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
         raise ValueError(f"tune: the study {study.study_name!r} does not minimise one value, so it is not one of tune")
+    # Read in this order: another process writes its settings before it asks for trials.
+    has_trials = bool(study.get_trials(deepcopy=False))
     earlier = study.user_attrs.get(_SETTINGS)
     if earlier is None:
-        if study.get_trials(deepcopy=False):
+        if has_trials:
             raise ValueError(f"tune: the study {study.study_name!r} holds trials that are not tune's")
         study.set_user_attr(_SETTINGS, settings)
+        return study
     for key, value in settings.items():
-        if earlier is not None and earlier.get(key) != value:
+        if earlier.get(key) != value:
             raise ValueError(
                 f"tune: the study {study.study_name!r} was made with {key}={earlier.get(key)!r}, but got {value!r}: "
                 "give the same, or another study_name, because the losses would not compare"
             )
     return study
+
+
+def _database(url: str) -> optuna.storages.BaseStorage | str:
+    if not url.startswith("sqlite"):
+        return url
+    for attempt in range(1, _OPENINGS + 1):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _LOCK_SECONDS}})
+        except Exception as error:
+            # Optuna asks whether the tables are there and then makes them, between which another process may have.
+            raced = "already exists" in str(error) or "UNIQUE constraint" in str(error)
+            if not raced or attempt == _OPENINGS:
+                raise
+            time.sleep(_OPENING_SECONDS)
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def _optimizing(study: optuna.Study) -> Iterator[None]:
+    """Let ``study.stop()`` work as within ``study.optimize``: samplers and callbacks end a study by it."""
+    study._stop_flag = False
+    study._thread_local.in_optimize_loop = True
+    try:
+        yield
+    finally:
+        study._thread_local.in_optimize_loop = False
+        study._storage.remove_session()
 
 
 @contextlib.contextmanager
@@ -306,6 +401,9 @@ def _interrupts() -> Iterator[None]:
 def _logging(level: int) -> Iterator[None]:
     """Set Optuna's logging level for a while; it's one for the whole process."""
     before = optuna.logging.get_verbosity()
+    if before == level:  # setting it empties the caches of all loggers there are
+        yield
+        return
     optuna.logging.set_verbosity(level)
     try:
         yield

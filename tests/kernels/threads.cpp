@@ -5,6 +5,7 @@
 //   threads                 runs everything
 //   threads --self-test     a race put in on purpose, which ThreadSanitizer must report
 #include "cpu/kernels/blocks.h"
+#include "moments.h"
 #include "residual.h"
 #include "self_test.h"
 #include "sums.h"
@@ -64,6 +65,9 @@ void check(const FewOutputsProblem& p, const FewOutputsGradients& results, int64
 void check(const ResidualProblem& p, const ResidualResults& results, int64_t begin, int64_t end) {
   check_residual(p, results, begin, end);
 }
+void check(const MomentsProblem& p, const MomentsResults& results, int64_t begin, int64_t end) {
+  check_moments(p, results, begin, end);
+}
 
 FewOutputsGradients run(const FewOutputsProblem& p, Level level, int64_t threads, int64_t most_blocks) {
   Random random(1);
@@ -121,6 +125,20 @@ ResidualResults run(const ResidualProblem& p, Level level, int64_t threads, int6
   return results;
 }
 
+MomentsResults run(const MomentsProblem& p, Level level, int64_t threads, int64_t blocks) {
+  const cpu::RowMoments call = call_moments(p);
+  const auto kernel = cpu::find_kernels(p.input_type, p.input_type, level).moments;
+  const auto sums = cpu::sum_blocks(
+      ParallelFor{threads},
+      p.rows,
+      blocks,
+      p.features,
+      p.sums(),
+      moments_scratch_bytes(call),
+      [&](int64_t begin, int64_t end, double* partial, void* scratch) { kernel(call, begin, end, partial, scratch); });
+  return {{sums.get(), sums.get() + p.sums()}};
+}
+
 // For every number of threads, from several callers at once, who share what they read and, through the first call of all,
 // the choice of the level.
 template <typename Problem>
@@ -169,7 +187,9 @@ int check_all() {
           ResidualProblem r = draw_residual_problem(random, input_type, target_type, rows, features);
           r.wants_residual = r.wants_bias = r.wants_target = true;
           check_threads(r, level, random.between(1, std::min<int64_t>(rows, 20)));
-          problems += 2;
+          const MomentsProblem m = draw_moments_problem(random, input_type, target_type, rows, features, 2);
+          check_threads(m, level, random.between(1, std::min<int64_t>(rows, 20)));
+          problems += 3;
         }
       }
     }

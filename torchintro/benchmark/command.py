@@ -37,15 +37,24 @@ from .machine import (
 )
 from .memory import extra_peak
 from .peers import Operator, StepWork, Work, make_work
-from .report import SCHEMA, Bound, RowResult, Verdict, header, json_text, machine_lines, row_lines, versus_lines
+from .report import (
+    READABLE,
+    SCHEMA,
+    Bound,
+    RowResult,
+    Verdict,
+    header,
+    json_text,
+    machine_lines,
+    row_lines,
+    versus_lines,
+)
 from .rows import Row, count, quick_row, select
 from .table import markdown
-from .timing import FULL, QUICK, Effort, Interruptions, Measurement, interleaved
+from .timing import DISTURBED, FULL, QUICK, Effort, Interruptions, Measurement, disturbed_text, interleaved, once
+from .trials import FULL_PLAN, QUICK_PLAN, Curve, run_trials
 
 __all__ = ["main", "run_row"]
-
-# Seen on two idle cores: up to 30 times a second. With one more busy process: 200 times.
-DISTURBED = 60.0
 
 
 def main(
@@ -61,6 +70,7 @@ def main(
     record_path: Path | None = None,
     table: bool = False,
     crossover: bool = False,
+    trials: bool = False,
 ) -> int:
     """Run the benchmark and print it: the command ``torchintro bench``.
 
@@ -71,12 +81,13 @@ def main(
         quick: Scale everything down to some seconds; the figures then mean nothing, and no target is judged.
         grid: Also compare the fused operator with plain PyTorch on a grid of shapes, on the GPU for ``"cuda"``.
         dtype: Of the grid.
-        no_rows: Measure nothing but the grid.
-        plot: A folder for the roofline picture.
-        record_path: Measure nothing: draw the picture of this record, or print its table. Also a record of
+        no_rows: Measure nothing but the grid and the trials.
+        plot: A folder for the pictures: the roofline of the rows' steps, and time against trials.
+        record_path: Measure nothing: draw the pictures of this record, or print its table. Also a record of
             ``make gpu-check``, which holds the benchmark's.
         table: Print a record's figures as the README's Markdown tables.
         crossover: On a GPU, also measure from how many rows on it wins over the CPU; done anyhow without ``rows``.
+        trials: Also measure the time against the number of trials, on the GPU for ``"cuda"``.
 
     Returns:
         The exit code: 0, or 1 if a peer was wrong or broke down, or 2 if an argument is wrong. Missing a target is not
@@ -84,12 +95,12 @@ def main(
     """
     try:
         if record_path is not None:
-            if not (plot or table) or rows or json_path or quick or grid or no_rows or crossover:
+            if not (plot or table) or rows or json_path or quick or grid or no_rows or crossover or trials:
                 raise ValueError("bench: from shows a record; it takes plot or table, and nothing else")
             return _show(record_path, plot, table)
         if table:
             raise ValueError("bench: table needs from, the record to make it of")
-        chosen = _check_arguments(device, rows, json_path, grid, dtype, no_rows, plot)
+        chosen = _check_arguments(device, rows, json_path, grid, dtype, no_rows, plot, trials)
     except (ValueError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -118,6 +129,9 @@ def main(
     planes: list[Plane] = []
     if grid:
         planes = run_grid(QUICK_GRID if quick else FULL_GRID, gpu or host, DTYPES[dtype])
+    curves: list[Curve] = []
+    if trials:
+        curves = run_trials(gpu or host, QUICK_PLAN if quick else FULL_PLAN)
 
     everything = [result for part in results.values() for result in part]
     print("\n" + "\n".join(_summary(everything, quick)), flush=True)
@@ -129,6 +143,7 @@ def main(
         "rows": [result.record() for result in everything],
         "grid": [plane.record() for plane in planes],
         "crossover": [one.record() for one in crossovers],
+        "trials": [curve.record() for curve in curves],
     }
     if json_path is not None:
         json_path.write_text(json_text(record))
@@ -138,12 +153,13 @@ def main(
     ]
     failures += [f"grid {plane.name} failed: {sentence}" for plane in planes for sentence in plane.wrong]
     failures += [f"crossover {one.series.name} failed: {one.failure}" for one in crossovers if one.failure]
+    failures += [f"trials {curve.shape.name} failed: {curve.failure}" for curve in curves if curve.failure]
     for failure in failures:
         print(f"bench: {failure}", file=sys.stderr)
     if plot is not None:
         try:
             _draw(record, plot)
-        except ValueError as error:  # every row failed, or none is a step
+        except ValueError as error:  # every row failed, or none is a step, and there are no trials
             print(error, file=sys.stderr)
             return 1
     return 1 if failures else 0
@@ -159,9 +175,14 @@ def _show(path: Path, plot: Path | None, table: bool) -> int:
 
 
 def _draw(record: dict[str, Any], folder: Path) -> int:
-    from .roofline import draw
+    from . import roofline, trials_picture
 
-    for path in draw(record, folder):
+    written = [*roofline.draw(record, folder), *trials_picture.draw(record, folder)]
+    if not written:
+        raise ValueError(
+            "bench: there is nothing to plot: the record holds no step whose limit was measured, and no trials"
+        )
+    for path in written:
         print(f"written to {path}")
     return 0
 
@@ -175,8 +196,9 @@ def _read_record(path: Path) -> dict[str, Any]:
         if record["benchmarks"] is None:
             raise ValueError(f"bench: from must be a record with figures, but {path} says that no benchmark ran")
         record = record["benchmarks"]
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise ValueError(f"bench: from must be a record of schema {SCHEMA} that bench --json wrote, but got {path}")
+    if not isinstance(record, dict) or record.get("schema") not in READABLE:
+        schemas = " or ".join(map(str, READABLE))
+        raise ValueError(f"bench: from must be a record of schema {schemas} that bench --json wrote, but got {path}")
     return record
 
 
@@ -188,17 +210,20 @@ def _check_arguments(
     dtype: str,
     no_rows: bool,
     plot: Path | None,
+    trials: bool,
 ) -> list[Row]:
     if device not in ("cpu", "cuda"):
         raise ValueError(f"bench: device must be cpu or cuda, but got {device!r}")
     chosen = select(rows or None)
     if dtype not in DTYPES:
         raise ValueError(f"bench: dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
-    if no_rows and (rows or plot is not None or not grid):
-        raise ValueError("bench: no-rows leaves only the grid; it takes grid, and neither row nor plot")
+    if no_rows and (rows or not (grid or trials) or (plot is not None and not trials)):
+        raise ValueError(
+            "bench: no-rows leaves only the grid and the trials; it takes one of them and no row, and plot with trials"
+        )
     # Now, and not after minutes of measuring.
     if plot is not None:
-        from .roofline import check_matplotlib
+        from .picture import check_matplotlib
 
         check_matplotlib()
         try:
@@ -275,6 +300,7 @@ def run_row(
     try:
         work = make_work(row, device, compile=compile, jax=jax, fused=fused)
         result.skipped = work.skipped
+        result.scales = {peer: scale for peer, scale in work.scales.items() if scale != 1}
         result.checks = work.verify()
         result.notes = work.notes
         result.failures = [
@@ -313,7 +339,7 @@ def _measure_memory(result: RowResult, work: Work) -> None:
 def _measure_time(result: RowResult, work: Work, limits: Limits, effort: Effort) -> None:
     row = result.row
     probe = _probe(work, limits)
-    calls = {peer: call for peer, call in work.calls.items() if peer != "jax"}
+    calls = {peer: call for peer, call in work.calls.items() if peer != "jax" and peer not in work.once}
     if probe is not None:
         probe.call()
         calls[_PROBE] = probe.call
@@ -321,13 +347,14 @@ def _measure_time(result: RowResult, work: Work, limits: Limits, effort: Effort)
     timed = interleaved(calls, effort, work.device, cold=work.cold)
     result.interruptions = interruptions.per_second()
     if result.interruptions > DISTURBED:
-        result.notes.append(f"disturbed: other processes took a core {result.interruptions:.0f} times a second")
+        result.notes.append(disturbed_text(result.interruptions))
     if probe is not None:
         result.bound = _bound(row, probe, timed.pop(_PROBE), limits)
     if "jax" in work.calls:
         # By itself: in turn with PyTorch, the threads of either still look for work while the other is timed.
         alone = replace(effort, seconds=effort.seconds / len(work.calls))
         timed.update(interleaved({"jax": work.calls["jax"]}, alone, work.device, cold=work.cold))
+    timed.update((peer, once(work.calls[peer], work.device)) for peer in work.calls if peer in work.once)
     result.measurements = {peer: timed[peer].scaled(work.scales.get(peer, 1.0)) for peer in work.calls}
 
 

@@ -103,11 +103,18 @@ class JaxStep:
 
 
 def _descend(X: Any, y: Any, lr: Any) -> Callable[[Any, Any], Any]:
-    """Return a step of gradient descent on some rows, or on all for None, as ``scan`` wants it."""
+    """Return a step of gradient descent as ``scan`` wants it.
+
+    Its batch is None for all rows, or the numbers of some, or a pair: its rows of ``X`` and of ``y`` themselves.
+    """
     value_and_grad = _jax().value_and_grad(lambda parameters, X, y: _loss(X, parameters[0], parameters[1], y))
 
-    def step(parameters: Any, rows: Any) -> Any:
-        loss, gradients = value_and_grad(parameters, *((X, y) if rows is None else (X[rows], y[rows])))
+    def step(parameters: Any, batch: Any) -> Any:
+        if batch is None:
+            batch = X, y
+        elif not isinstance(batch, tuple):
+            batch = X[batch], y[batch]
+        loss, gradients = value_and_grad(parameters, *batch)
         return tuple(p - (lr * g).astype(p.dtype) for p, g in zip(parameters, gradients, strict=True)), loss
 
     return step
@@ -116,36 +123,55 @@ def _descend(X: Any, y: Any, lr: Any) -> Callable[[Any, Any], Any]:
 class JaxFit:
     """A training run in one call: ``jit`` of a ``scan`` over the epochs, and of one over the mini-batches.
 
-    Every run starts from the same parameters. NumPy shuffles the mini-batches: it is quicker at it than JAX.
+    With several learning rates it is one run for each at once, by ``vmap``. Every run starts from the same parameters.
+    NumPy shuffles the mini-batches: it is quicker at it than JAX.
 
     Attributes:
-        parameters: Weight and bias at the end of the last run.
+        parameters: Weight and bias at the end of the last run, with several learning rates those of all models.
     """
 
     def __init__(
-        self, X: Tensor, y: Tensor, initial: Sequence[Tensor], *, lr: float, epochs: int, batch_size: int
+        self,
+        X: Tensor,
+        y: Tensor,
+        initial: Sequence[Tensor],
+        *,
+        lr: float | Sequence[float],
+        epochs: int,
+        batch_size: int,
+        shuffle: bool = True,
     ) -> None:
         self.dtype, self.epochs, self.rows, self.batch_size = X.dtype, epochs, X.shape[0], batch_size
+        self.shuffle = shuffle
         with _precision(self.dtype) as jax:
             self.arguments = tuple(map(_array, initial)), _array(X), _array(y)
+            whole = self.rows // batch_size * batch_size if batch_size else 0
 
-            def full_batch(parameters: Any, X: Any, y: Any, orders: None) -> Any:
-                return jax.lax.scan(_descend(X, y, lr), parameters, None, length=epochs)
+            def pieces(array: Any) -> tuple[Any, Any]:
+                return array[:whole].reshape(-1, batch_size, *array.shape[1:]), array[whole:]
 
-            def mini_batches(parameters: Any, X: Any, y: Any, orders: Any) -> Any:
+            def one_epoch(step: Any, parameters: Any, batches: Any, rest: Any) -> Any:
+                parameters, losses = jax.lax.scan(step, parameters, batches)
+                if whole < self.rows:
+                    parameters, last = step(parameters, rest)
+                    losses = jax.numpy.append(losses, last)
+                return parameters, losses
+
+            def run(lr: Any, parameters: Any, X: Any, y: Any, orders: Any) -> Any:
                 step = _descend(X, y, lr)
-                whole = self.rows // batch_size * batch_size
+                if not batch_size:
+                    return jax.lax.scan(step, parameters, None, length=epochs)
+                if shuffle:
+                    return jax.lax.scan(lambda p, order: one_epoch(step, p, *pieces(order)), parameters, orders)
+                batches, rest = zip(pieces(X), pieces(y), strict=True)
+                return jax.lax.scan(lambda p, _: one_epoch(step, p, batches, rest), parameters, None, length=epochs)
 
-                def epoch(parameters: Any, order: Any) -> Any:
-                    parameters, losses = jax.lax.scan(step, parameters, order[:whole].reshape(-1, batch_size))
-                    if whole < self.rows:
-                        parameters, last = step(parameters, order[whole:])
-                        losses = jax.numpy.append(losses, last)
-                    return parameters, losses
-
-                return jax.lax.scan(epoch, parameters, orders)
-
-            self.run = jax.jit(mini_batches if batch_size else full_batch)
+            if isinstance(lr, (int, float)):
+                self.run = jax.jit(functools.partial(run, lr))
+            else:
+                lrs = np.array(lr, np.float64 if self.dtype == torch.float64 else np.float32)
+                models = jax.vmap(run, in_axes=(0, None, None, None, None))
+                self.run = jax.jit(functools.partial(models, lrs))
         self.parameters: Any = None
         self()
 
@@ -155,16 +181,17 @@ class JaxFit:
             self.parameters, _ = jax.block_until_ready(self.run(*self.arguments, self.orders()))
 
     def orders(self) -> Any:
-        """Return the order of the rows in each epoch, or None for the full batch; the same each time."""
-        if not self.batch_size:
+        """Return the order of the rows in each epoch, or None where they stay as they are; the same each time."""
+        if not self.batch_size or not self.shuffle:
             return None
         generator = np.random.default_rng(0)
         return np.stack([generator.permutation(self.rows) for _ in range(self.epochs)]).astype(np.int32)
 
     def outcome(self) -> Tensor:
-        """Run; return all parameters as one vector."""
+        """Run; return all parameters as one vector, or of several models as one each."""
         self()
-        return torch.cat([_tensor(parameter).flatten() for parameter in self.parameters])
+        weight, bias = map(_tensor, self.parameters)
+        return torch.cat([weight.flatten(-2), bias], dim=-1)
 
 
 class JaxStudy:

@@ -1,6 +1,7 @@
 """What the peers of a row do, and the proof that they do it right: the same work once more in float64.
 
-Steps are here; training runs and studies, which follow the same plan, in :mod:`torchintro.benchmark.runs`.
+Steps are here; training runs and studies, which follow the same plan, in :mod:`torchintro.benchmark.runs`, and
+trainings of many models at once in :mod:`torchintro.benchmark.models`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ from . import chunked, jax_peers
 from .rows import Row
 from .timing import Call
 
-__all__ = ["Check", "Operator", "Outcome", "StepWork", "Work", "first_line", "make_work", "relative_error"]
+__all__ = [
+    "Check",
+    "Operator",
+    "Outcome",
+    "StepWork",
+    "Unavailable",
+    "Work",
+    "first_line",
+    "make_work",
+    "relative_error",
+]
 
 Operator: TypeAlias = "Callable[..., Tensor]"
 Outcome: TypeAlias = "dict[str, Tensor]"
@@ -31,6 +42,9 @@ T = TypeVar("T")
 # error can be small by luck, and one rounding of the result is nobody's fault.
 ERROR_FACTOR = 4.0
 ERROR_UNITS = 2.0
+
+# Peers that are this package.
+OURS = ("fit", "fused")
 
 # Peers that are torch.compile, and how it is asked for.
 COMPILED: dict[str, dict[str, Any]] = {
@@ -71,6 +85,10 @@ class Check:
         }
 
 
+class Unavailable(Exception):  # noqa: N818
+    """A peer cannot run here, and this is why."""
+
+
 class Work(abc.ABC):
     """The data of a row on a device, its peers, and their verification.
 
@@ -80,6 +98,8 @@ class Work(abc.ABC):
         calls: The peers that can run here; a call of any is one sample of what the row measures.
         skipped: Why the others cannot.
         scales: By how much the time of a call is multiplied, for peers that do another share of the row than others.
+        once: The peers that are timed by a single call, because it takes seconds.
+        unlike: The peers that do other work than the row's, each with the check that it does it right.
         notes: What a reader should know besides.
     """
 
@@ -92,27 +112,31 @@ class Work(abc.ABC):
         self.calls: dict[str, Call] = {}
         self.skipped: dict[str, str] = {}
         self.scales: dict[str, float] = {}
+        self.once: set[str] = set()
+        self.unlike: dict[str, Callable[[], dict[str, Check]]] = {}
         self.notes: list[str] = [row.note] if row.note else []
 
     def verify(self) -> dict[str, dict[str, Check]]:
         """Run every peer once; return the errors of its results.
 
-        The baseline's are the yardstick of the fused peer. The others are PyTorch's and may sum as carelessly as they
+        The baseline's are the yardstick of this package's. The others are PyTorch's and may sum as carelessly as they
         like: half the digits of the dtype, or two where the sum is long, show that they do the same work.
         """
-        errors = self._errors({peer: self._outcome(peer) for peer in self.calls})
+        errors = self._errors({peer: self._outcome(peer) for peer in self.calls if peer not in self.unlike})
         unit = torch.finfo(self.row.dtype).eps
         # The yardstick rounds too, which only shows where float64 itself is measured.
         tolerance = ERROR_UNITS * unit + math.sqrt(self.row.rows) * torch.finfo(torch.float64).eps
         sane = math.sqrt(unit) + min(self.row.rows * unit, 0.01)
         baseline = errors[self.row.peers[0]]
-        return {
+        checks = {
             peer: {
-                name: Check(error, ERROR_FACTOR * baseline[name] + tolerance if peer == "fused" else sane)
+                name: Check(error, ERROR_FACTOR * baseline[name] + tolerance if peer in OURS else sane)
                 for name, error in found.items()
             }
             for peer, found in errors.items()
         }
+        checks.update((peer, check()) for peer, check in self.unlike.items())
+        return checks
 
     def floor(self) -> Call | None:
         """Return what takes the least time that the row can take, if the row's limit is of that kind."""
@@ -128,6 +152,13 @@ class Work(abc.ABC):
                 reason = f"JAX failed here: {first_line(error)}"
         self.skipped["jax"] = reason
         return None
+
+    def _add(self, peer: str, make: Callable[[], Call]) -> None:
+        """Make a peer, or keep the reason why it cannot run here."""
+        try:
+            self.calls[peer] = make()
+        except Unavailable as error:
+            self.skipped[peer] = str(error)
 
     @abc.abstractmethod
     def inputs(self) -> tuple[Tensor, Tensor]:
@@ -169,12 +200,15 @@ def make_work(
         jax: Whether JAX may.
         fused: What the peer ``"fused"`` of a step calls, by default :func:`torchintro.linear_mse_loss`.
     """
+    from .models import ModelsWork
     from .runs import FitWork, StudyWork
 
     if row.kind == "fit":
-        return FitWork(row, device, jax)
+        return FitWork(row, device, compile, jax)
     if row.kind == "study":
-        return StudyWork(row, device, jax)
+        return StudyWork(row, device, compile, jax)
+    if row.kind == "models":
+        return ModelsWork(row, device, jax)
     return StepWork(row, device, compile, jax, fused or functional.linear_mse_loss)
 
 

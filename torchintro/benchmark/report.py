@@ -15,6 +15,7 @@ from .timing import Measurement
 
 __all__ = [
     "RATED",
+    "READABLE",
     "SCHEMA",
     "Bound",
     "RowResult",
@@ -28,12 +29,15 @@ __all__ = [
     "versus_lines",
 ]
 
-SCHEMA = 1  # of the JSON record; counts up when a field changes its meaning or goes
+# Of the JSON record; counts up when a field changes its meaning or goes. In schema 1 the peer "fused" of the row P2 is
+# that which is now called "fit", the row P8 is now P8a and P8b, and there are neither scales nor trials.
+SCHEMA = 2
+READABLE = (1, SCHEMA)
 
 # The heading and the width of each column; the first three are aligned to the left.
 _COLUMNS = (
     ("row", 7),
-    ("work", 39),
+    ("work", 46),
     ("peer", 14),
     ("median", 11),
     ("IQR", 10),
@@ -102,6 +106,7 @@ class RowResult:
     bound: Bound | None = None
     checks: dict[str, dict[str, Check]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)  # of peers that ran a part, whose time was multiplied
     notes: list[str] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -133,6 +138,7 @@ class RowResult:
             "count": {**asdict(need), "bytes": need.bytes},
             "peers": {name: _statistics(measured) for name, measured in self.measurements.items()},
             "skipped": self.skipped,
+            "scales": self.scales,
             "verification": {
                 peer: {name: check.record() for name, check in checks.items()} for peer, checks in self.checks.items()
             },
@@ -260,7 +266,7 @@ def _cells(result: RowResult, peer: str, baseline: Measurement | None) -> list[s
 
 def versus_lines(cpu: Sequence[RowResult], gpu: Sequence[RowResult]) -> list[str]:
     """Return the table of the fused peer on the GPU against the CPU, for the rows timed on both."""
-    columns = (("row", 7), ("work", 39), ("CPU", 12), ("GPU", 12), ("CPU / GPU", 10), ("transfer", 12), ("with it", 10))
+    columns = (("row", 7), ("work", 46), ("CPU", 12), ("GPU", 12), ("CPU / GPU", 10), ("transfer", 12), ("with it", 10))
     widths = [width for _, width in columns]
     lines = []
     by_id = {result.row.id: result for result in gpu}

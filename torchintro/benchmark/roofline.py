@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .picture import DPI, GRID, INK, canvas, check_matplotlib, heading, machine_text, save, tidy
 from .report import RATED
 
-__all__ = ["FORMATS", "Point", "check_matplotlib", "draw", "points"]
+__all__ = ["Point", "draw", "points"]
 
-FORMATS = ("png", "svg")
 # Peers in the order in which they are drawn, the last on top: name, marker, colour, size.
 STYLES = (
     ("eager", "plain PyTorch", "o", "#8a8f98", 5.5),
@@ -27,9 +27,8 @@ STYLES = (
     ("jax", "JAX", "^", "#3a9a5b", 6.0),
     ("fused", "torchintro", "D", "#d9480f", 6.0),
 )
-INK, QUIET = "#22272e", "#6b7280"
 ROOFS = {"float32": "#22272e", "bfloat16": "#7c4dbd"}
-WIDTH, HEIGHT, DPI = 10.0, 6.4, 150
+WIDTH, HEIGHT = 10.0, 6.4
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,6 @@ def points(record: Mapping[str, Any], device: str) -> list[Point]:
         raise ValueError(f"bench: the record must be one that bench --json wrote, but it lacks {error}") from None
 
 
-def check_matplotlib() -> None:
-    """Raise an ImportError in words if there is no Matplotlib."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ImportError('bench: plot needs matplotlib: pip install "torchintro[cli]"') from error
-
-
 def draw(record: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write ``roofline.png`` and ``roofline.svg``, for a GPU ``roofline-cuda.png`` and ``.svg``.
 
@@ -84,11 +75,11 @@ def draw(record: Mapping[str, Any], folder: Path) -> list[Path]:
         folder: Where; it is made.
 
     Returns:
-        The files.
+        The files; none if the record holds no step whose limit was measured.
 
     Raises:
         ImportError: Matplotlib is not installed.
-        ValueError: There is no step in the record, or it is none of the benchmark's.
+        ValueError: The record is none of the benchmark's.
     """
     check_matplotlib()
     written = []
@@ -96,33 +87,12 @@ def draw(record: Mapping[str, Any], folder: Path) -> list[Path]:
         found = points(record, device)
         if not found:
             continue
-        figure = _figure(record, device, found)
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix in FORMATS:
-            path = folder / f"roofline{'' if device == 'cpu' else '-cuda'}.{suffix}"
-            _save(figure, path)
-            written.append(path)
-    if not written:
-        raise ValueError("bench: there is nothing to plot: the record holds no step whose limit was measured")
+        written += save(_figure(record, device, found), folder, "roofline" if device == "cpu" else "roofline-cuda")
     return written
 
 
-def _save(figure: Any, path: Path) -> None:
-    import matplotlib
-
-    # The same record gives the same file: no date, and no random names inside.
-    metadata = {"Date": None} if path.suffix == ".svg" else {}
-    with matplotlib.rc_context({"svg.hashsalt": "torchintro", "svg.fonttype": "path"}):
-        figure.savefig(path, dpi=DPI, metadata=metadata, facecolor="white")
-
-
 def _figure(record: Mapping[str, Any], device: str, found: Sequence[Point]) -> Any:
-    # Not pyplot: it keeps figures and a choice of display for the whole process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = canvas(WIDTH, HEIGHT)
     axes = figure.add_axes((0.075, 0.105, 0.905, 0.775))
     machine, limits = record["machine"], record["limits"][device]
     read = limits["read_bytes_per_second"]
@@ -141,25 +111,10 @@ def _figure(record: Mapping[str, Any], device: str, found: Sequence[Point]) -> A
 
 
 def _decorate(axes: Any, machine: Mapping[str, Any], device: str) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
-    axes.grid(visible=True, which="major", color="#e5e7eb", linewidth=0.8)
-    axes.tick_params(which="both", colors=QUIET, labelsize=10)
-    axes.tick_params(which="minor", length=0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color("#c4c8cf")
+    tidy(axes)
     axes.set_xlabel("operations per byte that the step must move", color=INK, fontsize=11)
     axes.set_ylabel("GFLOP/s", color=INK, fontsize=11)
-    name = machine["gpu"]["name"] if device == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
-    axes.text(0, 1.095, "One step, forward and backward, under the machine's roofline", transform=axes.transAxes,
-              fontsize=14, fontweight="bold", color=INK, va="bottom")  # fmt: skip
-    # A processor's name may hold dollar signs for all we know.
-    axes.text(0, 1.045, f"{name}; torch {machine['torch']}; {machine['date'][:10]}", transform=axes.transAxes,
-              fontsize=10, color=QUIET, va="bottom", parse_math=False)  # fmt: skip
+    heading(axes, "One step, forward and backward, under the machine's roofline", machine_text(machine, device))
 
 
 def _draw_roofs(axes: Any, read: float, roofs: Mapping[str, float], low_x: float, high_x: float) -> None:
@@ -187,7 +142,7 @@ def _draw_points(axes: Any, found: Sequence[Point]) -> None:
             axes.plot(*zip(*pairs, strict=True), marker, color=colour, markersize=size, label=label, zorder=4,
                       markeredgecolor="white", markeredgewidth=0.7)  # fmt: skip
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], loc="lower right", frameon=True, facecolor="white", edgecolor="#e5e7eb",
+    axes.legend(handles[::-1], labels[::-1], loc="lower right", frameon=True, facecolor="white", edgecolor=GRID,
                 framealpha=1, labelcolor=INK, fontsize=10.5)  # fmt: skip
 
 

@@ -53,8 +53,9 @@ class Row:
 
     Attributes:
         id: Its name; rows of related work share its beginning.
-        kind: ``"step"`` (loss and gradients), ``"fit"`` (a training run), ``"study"`` (an Optuna study of training
-            runs) or ``"memory"`` (the extra peak memory of a step).
+        kind: ``"step"`` (loss and gradients), ``"fit"`` (a training run), ``"models"`` (training runs with several
+            learning rates), ``"study"`` (an Optuna study of training runs) or ``"memory"`` (the extra peak memory of a
+            step).
         rows: N, the rows of the input.
         in_features: D.
         out_features: O.
@@ -68,8 +69,9 @@ class Row:
         device: ``"cpu"`` for a row whose targets are meant for the CPU and that runs anywhere, ``"cuda"`` for one that
             only runs there.
         epochs: Passes over the rows of a training run.
-        trials: Training runs of a study.
+        trials: Training runs of a study, or of several models.
         batch_size: Rows of a mini-batch; 0 for the full batch.
+        shuffle: Whether the mini-batches are cut from a permutation, and not from the rows as they are.
         measured: ``(trials, epochs)`` that are really run, by peers whose time grows with both; their time is then
             scaled up in proportion.
         note: Printed below the row.
@@ -89,6 +91,7 @@ class Row:
     epochs: int = 1
     trials: int = 1
     batch_size: int = 0
+    shuffle: bool = True
     measured: tuple[int, int] | None = None
     note: str = ""
 
@@ -98,9 +101,11 @@ class Row:
         shape = f"{self.rows}x{self.in_features} -> {self.out_features}"
         if self.kind == "study":
             return f"study {self.trials}x{self.epochs}, {shape}"
-        if self.kind == "fit":
-            batch = f" batch {self.batch_size}" if self.batch_size else ""
-            return f"fit {self.epochs} epoch{'s' if self.epochs > 1 else ''}, {shape}{batch}"
+        if self.kind in ("fit", "models"):
+            order = "shuffled" if self.shuffle else "in order"
+            batch = f", {self.batch_size} {order}" if self.batch_size else ""
+            what = "fit" if self.kind == "fit" else f"{self.trials} fits"
+            return f"{what} {self.epochs} epoch{'s' if self.epochs > 1 else ''}, {shape}{batch}"
         short = {"input": "dX", "linear_weight": "dW", "linear_bias": "db", "target": "dT"}
         wanted = " ".join(short[name] for name in self.gradients)
         kind = "memory" if self.kind == "memory" else "step"
@@ -149,7 +154,6 @@ def count(row: Row) -> Count:
 
 
 _WITH_INPUT = ("input", "linear_weight", "linear_bias")
-_FIT_PEERS = ("eager", "fit reference", "jax", "fused")
 
 _STEP_PEERS_CUDA = ("eager", "compile", "max-autotune", "chunked", "fused")
 _PRODUCT_PEERS_CUDA = ("eager", "compile", "max-autotune", "triton", "chunked", "fused")
@@ -204,7 +208,7 @@ ROWS: tuple[Row, ...] = (
         100,
         1,
         epochs=100,
-        peers=_FIT_PEERS,
+        peers=("eager", "compile", "jax", "fit", "fused"),
         limit="",
         targets=(Target("eager", at_least=1000), Target("jax", at_least=10)),
     ),
@@ -215,7 +219,7 @@ ROWS: tuple[Row, ...] = (
         1,
         epochs=100,
         trials=20,
-        peers=_FIT_PEERS,
+        peers=("eager", "jax", "fused"),
         limit="empty",
         targets=(Target("limit", at_most=1.3),),
     ),
@@ -264,21 +268,42 @@ ROWS: tuple[Row, ...] = (
         64,
         epochs=100,
         trials=20,
-        peers=("eager", "jax", "fused"),
+        peers=("eager", "jax", "ridge", "fused"),
         limit="",
         targets=(Target("eager", at_least=900),),
         measured=(2, 3),
         note="full batch, so every epoch is the same work",
     ),
     Row(
-        "P8",
+        "P8a",
         "fit",
         MILLION,
         64,
         batch_size=1024,
-        peers=("eager shuffled", "eager slices", "fit reference", "jax", "fused"),
-        targets=(Target("eager slices", at_least=8), Target("eager shuffled", at_least=8)),
-        note="slices are taken in the order of the rows; all others shuffle",
+        shuffle=False,
+        peers=("eager slices", "DataLoader", "compile", "jax", "sklearn", "fused"),
+        targets=(Target("eager slices", at_least=8),),
+    ),
+    Row(
+        "P8b",
+        "fit",
+        MILLION,
+        64,
+        batch_size=1024,
+        peers=("eager shuffled", "DataLoader", "compile", "jax", "sklearn", "fused"),
+        targets=(Target("eager shuffled", at_least=8),),
+    ),
+    Row(
+        "P8c",
+        "models",
+        MILLION,
+        64,
+        trials=16,
+        batch_size=1024,
+        peers=("eager shuffled", "jax", "fused"),
+        limit="",
+        measured=(1, 1),
+        note="eager trains one model after the other, the others all at once",
     ),
     Row("X1-1", "step", 1000, 1, 16, limit="call", note="X: chosen because little is to be gained, or lost, there"),
     Row("X1-2", "step", MILLION, 1),
@@ -333,7 +358,7 @@ ROWS: tuple[Row, ...] = (
         100,
         1,
         epochs=100,
-        peers=_FIT_PEERS,
+        peers=("eager", "compile", "graph", "fit", "fused"),
         device="cuda",
         limit="",
         targets=(Target("eager", at_least=100),),
@@ -345,7 +370,7 @@ ROWS: tuple[Row, ...] = (
         64,
         epochs=100,
         trials=20,
-        peers=("eager", "jax", "fused"),
+        peers=("eager", "graph", "fused"),
         device="cuda",
         limit="",
         targets=(Target("eager", at_least=500),),

@@ -7,15 +7,15 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from ..training import fit, initial_linear
-from . import jax_peers
-from .peers import Check, Outcome, Work, relative_error
+from . import fused, jax_peers, loops, sklearn_peers
+from .loops import Batches
+from .peers import Check, Outcome, Unavailable, Work, relative_error
 from .rows import Row
 from .timing import Call
 
@@ -24,100 +24,137 @@ __all__ = ["FitWork", "StudyWork", "exact_losses"]
 # A study of so many times the epochs tells whether its time grows with them.
 EPOCHS_FACTOR = 10
 
-Batches: TypeAlias = "Callable[[Tensor, Tensor], Iterator[tuple[Tensor, Tensor]]]"
-
-
-def _all_rows(X: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    yield X, y
-
-
-def _slices(size: int, X: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, X.shape[0], size):
-        yield X[start : start + size], y[start : start + size]
-
-
-def _shuffled(size: int, X: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    order = torch.randperm(X.shape[0], generator=torch.Generator().manual_seed(0)).to(X.device)
-    yield from _ordered(order, size, X, y)
-
-
-def _ordered(order: Tensor, size: int, X: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for rows in torch.split(order, size):
-        yield X[rows], y[rows]
-
-
-def _train(model: nn.Linear, X: Tensor, y: Tensor, lr: float, epochs: int, batches: Batches = _all_rows) -> Tensor:
-    """Train as the introduction does, by hand; return the last loss."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    loss = torch.tensor(math.nan)
-    for _ in range(epochs):
-        for X_batch, y_batch in batches(X, y):
-            optimizer.zero_grad()
-            loss = F.mse_loss(model(X_batch), y_batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    return loss.detach()
-
 
 class FitWork(Work):
     """A training run, whose results are the parameters that it ends with."""
 
-    def __init__(self, row: Row, device: torch.device, jax: bool) -> None:
+    def __init__(self, row: Row, device: torch.device, compile: bool, jax: bool) -> None:
         super().__init__(row, device)
         self.lr = 0.01
         self.X, self.y = self._data()
         self.initial = initial_linear(row.in_features, row.out_features, seed=0, dtype=row.dtype).to(device)
         self.model = initial_linear(row.in_features, row.out_features, dtype=row.dtype).to(device)
-        self.batches: dict[str, Batches] = {
-            "eager": _all_rows,
-            "eager slices": functools.partial(_slices, row.batch_size),
-            "eager shuffled": functools.partial(_shuffled, row.batch_size),
+        size = row.batch_size
+        by_hand: dict[str, Batches] = {
+            "eager": loops.all_rows,
+            "eager slices": functools.partial(loops.slices, size),
+            "eager shuffled": functools.partial(loops.shuffled, size),
         }
-        self.shuffled: Batches = self.batches["eager shuffled"] if row.batch_size else _all_rows
+        # The batches that the row is about, and those of the peers that have others.
+        self.own = by_hand["eager" if not size else "eager shuffled" if row.shuffle else "eager slices"]
+        self.batches = dict(by_hand)
         self.engine = ""
-        makers: dict[str, Call] = {"fit reference": self._fitted("reference"), "fused": self._fitted("auto")}
+        makers: dict[str, Callable[[], Call]] = {
+            **{peer: functools.partial(self._by_hand, batches) for peer, batches in by_hand.items()},
+            "DataLoader": self._loaded,
+            "compile": lambda: self._compiled(compile),
+            "graph": lambda: self._graph(compile),
+            "sklearn": self._sklearn,
+            "fit": self._fitted,
+            "fused": self._operator if "fit" in row.peers else self._fitted,
+        }
         for peer in row.peers:
             if peer == "jax":
                 self._add_jax(jax)
             else:
-                self.calls[peer] = makers[peer] if peer in makers else self._by_hand(self.batches[peer])
+                self._add(peer, makers[peer])
 
     def inputs(self) -> tuple[Tensor, Tensor]:  # noqa: D102
         return self.X, self.y
 
     def verify(self) -> dict[str, dict[str, Check]]:  # noqa: D102
         checks = super().verify()
-        self.notes.append(f'fused is fit(engine="auto"), which ran {self.engine!r}')
+        if self.engine:
+            peer = "fit" if "fit" in self.calls else "fused"
+            self.notes.append(f'{peer} is fit(engine="auto"), which ran {self.engine!r}')
         return checks
 
     def _add_jax(self, wanted: bool) -> None:
         row, initial = self.row, list(self.initial.parameters())
-        options: dict[str, Any] = {"lr": self.lr, "epochs": row.epochs, "batch_size": row.batch_size}
+        options: dict[str, Any] = {
+            "lr": self.lr,
+            "epochs": row.epochs,
+            "batch_size": row.batch_size,
+            "shuffle": row.shuffle,
+        }
         run = self._make_jax(wanted, lambda: jax_peers.JaxFit(self.X, self.y, initial, **options))
         if run is None:
             return
         self.calls["jax"] = run
-        if row.batch_size:
+        if row.batch_size and row.shuffle:
             (order,) = torch.as_tensor(run.orders())
-            self.batches["jax"] = functools.partial(_ordered, order, row.batch_size)
+            self.batches["jax"] = functools.partial(loops.ordered, order, row.batch_size)
 
     def _by_hand(self, batches: Batches) -> Call:
-        return lambda: _train(self.model, self.X, self.y, self.lr, self.row.epochs, batches)
+        return lambda: loops.train(self.model, self.X, self.y, self.lr, self.row.epochs, batches)
 
-    def _fitted(self, engine: str) -> Call:
-        batch_size = self.row.batch_size or None
+    def _loaded(self) -> Call:
+        if self.device.type != "cpu":  # it takes one row after the other out of the data
+            raise Unavailable("a DataLoader is compared on the CPU only")
+        size, shuffle = self.row.batch_size, self.row.shuffle
+        self.once.add("DataLoader")
+        self.notes.append("DataLoader is one over a TensorDataset, of which a single run is timed")
+        if shuffle:
+            self.batches["DataLoader"] = functools.partial(loops.sampled, size)
+        return self._by_hand(functools.partial(loops.loaded, size, shuffle))
+
+    def _parameters(self) -> tuple[Tensor, Tensor]:
+        return self.model.weight.detach(), self.model.bias.detach()
+
+    def _steps_a_call(self) -> int:
+        """Return how many steps are compiled as one, which must make the epochs."""
+        return 1 if self.row.batch_size else math.gcd(self.row.epochs, loops.STEPS_A_CALL)
+
+    def _run_steps(self, steps: loops.Steps, steps_a_call: int) -> Call:
+        parameters, epochs = self._parameters(), self.row.epochs // steps_a_call
 
         def run() -> None:
-            self.engine = fit(
-                self.model,
-                self.X,
-                self.y,
-                lr=self.lr,
-                epochs=self.row.epochs,
-                batch_size=batch_size,
-                engine=engine,
-                seed=0,
-            ).engine
+            for _ in range(epochs):
+                for X_batch, y_batch in self.own(self.X, self.y):
+                    steps(*parameters, X_batch, y_batch, self.lr)
+
+        return run
+
+    def _compiled(self, compile: bool) -> Call:
+        steps = self._steps_a_call()
+        run = loops.tried(self._run_steps(loops.compiled_steps(compile, steps), steps), "torch.compile")
+        what = f"{steps} steps at a time" if steps > 1 else "the step"
+        self.notes.append(f"compile is the training loop through torch.compile, {what}")
+        return run
+
+    def _graph(self, compile: bool) -> Call:
+        """Return the replay of one graph of all epochs: of compiled steps, of plain ones if those cannot be had."""
+        for compiled in (True, False):
+            steps = self._steps_a_call() if compiled else 1
+            try:
+                function = loops.compiled_steps(compile, steps) if compiled else functools.partial(loops.plain_steps, 1)
+                replay = loops.captured(self._run_steps(function, steps), self.device)
+            except Unavailable:
+                if not compiled:
+                    raise
+            else:
+                break
+        self.notes.append(f"graph is one CUDA graph of all epochs of the {'compiled' if compiled else 'plain'} steps")
+        return replay
+
+    def _sklearn(self) -> Call:
+        peer = sklearn_peers.DescentByRows(self.X, self.y, shuffle=self.row.shuffle)
+        self.unlike["sklearn"] = peer.check
+        self.notes.append(peer.NOTE)
+        return peer
+
+    def _operator(self) -> Call:
+        peer = fused.OperatorFit(self.model, self.X, self.y, lr=self.lr, epochs=self.row.epochs)
+        self.notes.append(peer.NOTE)
+        return peer
+
+    def _fitted(self) -> Call:
+        row = self.row
+        options: dict[str, Any] = {"batch_size": row.batch_size, "shuffle": row.shuffle} if row.batch_size else {}
+
+        def run() -> None:
+            result = fit(self.model, self.X, self.y, lr=self.lr, epochs=row.epochs, seed=0, **options)
+            self.engine = result.engine
 
         return run
 
@@ -136,11 +173,11 @@ class FitWork(Work):
         def exact(batches: Batches) -> Tensor:
             model = nn.Linear(self.row.in_features, self.row.out_features).to(self.device, torch.float64)
             model.load_state_dict(self.initial.state_dict())
-            _train(model, X, y, self.lr, self.row.epochs, batches)
+            loops.train(model, X, y, self.lr, self.row.epochs, batches)
             return self._flat(model)
 
         return {
-            peer: {"parameters": relative_error(found["parameters"], exact(self.batches.get(peer, self.shuffled)))}
+            peer: {"parameters": relative_error(found["parameters"], exact(self.batches.get(peer, self.own)))}
             for peer, found in outcomes.items()
         }
 
@@ -155,22 +192,23 @@ class StudyWork(Work):
 
     LR = (1e-4, 1e-1)
 
-    def __init__(self, row: Row, device: torch.device, jax: bool) -> None:
+    def __init__(self, row: Row, device: torch.device, compile: bool, jax: bool) -> None:
         super().__init__(row, device)
         self.X, self.y = self._data()
         self.study: Any = None
         self.trials = dict.fromkeys(row.peers, (row.measured or (row.trials, row.epochs))[0])
         self.epochs = dict.fromkeys(row.peers, (row.measured or (row.trials, row.epochs))[1])
-        makers: dict[str, Call] = {
-            "eager": lambda: self._optimize(self._train_eagerly, self.trials["eager"]),
-            "fit reference": lambda: self._tune("fit reference", "reference"),
-            "fused": lambda: self._tune("fused", "auto"),
+        makers: dict[str, Callable[[], Call]] = {
+            "eager": lambda: lambda: self._optimize(self._train_eagerly, self.trials["eager"]),
+            "graph": lambda: self._graph(compile),
+            "ridge": self._ridge,
+            "fused": lambda: self._tune,
         }
         for peer in row.peers:
             if peer == "jax":
                 self._add_jax(jax)
             else:
-                self.calls[peer] = makers[peer]
+                self._add(peer, makers[peer])
         if row.measured:
             self._choose_what_is_run()
 
@@ -202,11 +240,11 @@ class StudyWork(Work):
             seconds.append(time.perf_counter() - start)
         whole = seconds[1] < EPOCHS_FACTOR / 2 * seconds[0]
         self.trials["fused"], self.epochs["fused"] = (row.trials, row.epochs) if whole else (trials, epochs)
-        for peer in self.calls:
+        for peer in self.calls.keys() - self.unlike.keys():
             self.scales[peer] = row.trials * row.epochs / (self.trials[peer] * self.epochs[peer])
         parts: dict[tuple[int, int], list[str]] = {}
-        for peer, scale in self.scales.items():
-            if scale != 1:
+        for peer in self.row.peers:
+            if self.scales.get(peer, 1.0) != 1:
                 parts.setdefault((self.trials[peer], self.epochs[peer]), []).append(peer)
         for (trials, epochs), peers in parts.items():
             scale = row.trials * row.epochs / (trials * epochs)
@@ -217,15 +255,48 @@ class StudyWork(Work):
         row = self.row
         return initial_linear(row.in_features, row.out_features, seed=0, dtype=row.dtype).to(self.device)
 
-    def _tune(self, peer: str, engine: str) -> None:
+    def _tune(self) -> None:
         from ..tuning import tune  # brings Optuna, which takes a second to import
 
-        self.study = tune(
-            self.X, self.y, n_trials=self.trials[peer], epochs=self.epochs[peer], lr=self.LR, seed=0, engine=engine
-        )
+        trials, epochs = self.trials["fused"], self.epochs["fused"]
+        self.study = tune(self.X, self.y, n_trials=trials, epochs=epochs, lr=self.LR, seed=0)
 
     def _train_eagerly(self, lr: float) -> float:
-        return _train(self._initial(), self.X, self.y, lr, self.epochs["eager"]).item()
+        return loops.train(self._initial(), self.X, self.y, lr, self.epochs["eager"]).item()
+
+    def _ridge(self) -> Call:
+        peer = sklearn_peers.RidgeSolve(self.X, self.y)
+        self.unlike["ridge"] = peer.check
+        self.notes.append(peer.NOTE)
+        return peer
+
+    def _graph(self, compile: bool) -> Call:
+        """Return the study by hand, each epoch of which is the replay of one CUDA graph, captured beforehand."""
+        weight, bias = (parameter.detach().clone() for parameter in self._initial().parameters())
+        start = weight.clone(), bias.clone()
+        rate = torch.zeros((), dtype=self.row.dtype, device=self.device)
+        loss = torch.zeros_like(rate)
+        for compiled in (True, False):
+            try:
+                steps = loops.compiled_steps(compile, 1) if compiled else functools.partial(loops.plain_steps, 1)
+                epoch = functools.partial(_keep_loss, loss, steps, weight, bias, self.X, self.y, rate)
+                replay = loops.captured(epoch, self.device)
+            except Unavailable:
+                if not compiled:
+                    raise
+            else:
+                break
+        self.notes.append(f"graph replays a CUDA graph of the {'compiled' if compiled else 'plain'} step every epoch")
+
+        def train(lr: float) -> float:
+            weight.copy_(start[0])
+            bias.copy_(start[1])
+            rate.fill_(lr)
+            for _ in range(self.epochs["graph"]):
+                replay()
+            return loss.item()
+
+        return lambda: self._optimize(train, self.trials["graph"])
 
     def _optimize(self, value: Callable[[float], float], trials: int) -> None:
         """Run the study that a user would write without this package."""
@@ -280,7 +351,7 @@ class StudyWork(Work):
 
         @functools.cache
         def exact(lr: float, epochs: int) -> float:
-            return _train(self._initial().double(), X, y, lr, epochs).item()
+            return loops.train(self._initial().double(), X, y, lr, epochs).item()
 
         # Each peer is judged at its own learning rates: a rounding error can make the sampler go another way.
         errors = {}
@@ -292,6 +363,10 @@ class StudyWork(Work):
                 losses = exact_losses(X, y, self._initial().double(), lrs, epochs)
             errors[peer] = {"loss": relative_error(outcome["loss"], losses)}
         return errors
+
+
+def _keep_loss(loss: Tensor, steps: loops.Steps, *arguments: Any) -> None:
+    loss.copy_(steps(*arguments))
 
 
 def exact_losses(X: Tensor, y: Tensor, initial: nn.Linear, lrs: Tensor, epochs: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A record's figures as the README's Markdown tables: the steps on the CPU, those on a GPU, and where a GPU wins."""
+"""A record's figures as the README's Markdown tables: steps, training and studies, and where a GPU wins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["CPU_ROWS", "markdown"]
 
 MILLION = 1_000_000
 
-# The rows of the table for the CPU, in its order; studies and training runs are not steps and have other peers.
+# The rows of the table for the CPU, in its order; studies and training runs have a table of their own.
 CPU_ROWS = ("P1", "P4a", "P4b", "P4d", "P4c-8", "P4c-16", "X1-2", "P5-4", "P5-16", "X3-2", "X3-4", "P6a", "P6b", "P6c")
 CPU_PEERS = {"eager": "eager", "compile": "torch.compile", "jax": "JAX", "fused": "fused"}
 GPU_PEERS = {
@@ -21,6 +21,21 @@ GPU_PEERS = {
     "chunked": "chunked",
     "fused": "fused",
 }
+
+STEPS, TRAININGS = ("step", "memory"), ("fit", "models", "study")
+# Columns of the tables of training, each with the peers that it may show: a row has one of them at most.
+TRAINING_PEERS = {
+    "eager": ("eager", "eager slices", "eager shuffled"),
+    "torch.compile": ("compile",),
+    "CUDA graph": ("graph",),
+    "DataLoader": ("DataLoader",),
+    "JAX": ("jax",),
+    "scikit-learn": ("sklearn", "ridge"),
+    "fit": ("fit",),
+    "fused": ("fused",),
+}
+# In older records "fused" is something else in such rows.
+TRAINING_SCHEMA = 2
 
 Record = Mapping[str, Any]
 
@@ -32,9 +47,11 @@ def markdown(record: Record) -> list[str]:
         record: What ``bench --json`` wrote.
 
     Raises:
-        ValueError: The record has no step with figures.
+        ValueError: The record has no row with figures.
     """
-    rows = [row for row in record["rows"] if row["kind"] in ("step", "memory") and "fused" in row["peers"]]
+    measured = [row for row in record["rows"] if "fused" in row["peers"]]
+    rows = [row for row in measured if row["kind"] in STEPS]
+    trainings = [row for row in measured if row["kind"] in TRAININGS and record["schema"] >= TRAINING_SCHEMA]
     on_cpu = {row["id"]: row for row in rows if row["device"] == "cpu"}
     tables = [
         _table([on_cpu[name] for name in CPU_ROWS if name in on_cpu], CPU_PEERS, "against eager", _against_eager),
@@ -44,13 +61,17 @@ def markdown(record: Record) -> list[str]:
             "against the best peer",
             _against_the_best,
         ),
+        *(
+            _training([row for row in trainings if row["device"] == row["target_device"] == device])
+            for device in ("cpu", "cuda")
+        ),
         _crossover(record.get("crossover", [])),
     ]
     lines: list[str] = []
     for table in filter(None, tables):
         lines += [*([""] if lines else []), *table]
     if not lines:
-        raise ValueError("bench: there is nothing to make a table of: the record holds no step with figures")
+        raise ValueError("bench: there is nothing to make a table of: the record holds no row with figures")
     return lines
 
 
@@ -67,6 +88,50 @@ def _table(
         lines.append(_line(_work(row, before), *medians, compare(row), _of_limit(row)))
         before = row
     return lines
+
+
+def _training(rows: Sequence[Record]) -> list[str]:
+    """Return a table of training runs and studies, with the columns that one of them has a figure for."""
+    shown = {heading: names for heading, names in TRAINING_PEERS.items() if any(_one_of(names, row) for row in rows)}
+    if not rows:
+        return []
+    comparisons = {"against eager": TRAINING_PEERS["eager"]}
+    if "JAX" in shown:
+        comparisons["against JAX"] = TRAINING_PEERS["JAX"]
+    limited = any(row["limit"] for row in rows)
+    headings = ["work", *shown, *comparisons, *(["of limit"] if limited else [])]
+    lines = [_line(*headings), "|" + "---|" * len(headings)]
+    for row in rows:
+        cells = [_training_time(row, _one_of(names, row)) for names in shown.values()]
+        cells += [_against(row, _one_of(names, row)) for names in comparisons.values()]
+        lines.append(_line(_training_work(row), *cells, *([_of_limit(row)] if limited else [])))
+    if any(row["scales"] for row in rows):
+        lines += ["", "*: a part was run, and its time scaled up."]
+    return lines
+
+
+def _one_of(names: Sequence[str], row: Record) -> str:
+    """Return the peer of a column that a row has a figure for, or an empty string."""
+    return next((name for name in names if name in row["peers"]), "")
+
+
+def _training_time(row: Record, peer: str) -> str:
+    if not peer:
+        return "-"
+    return _time(row["peers"][peer]["median"]) + ("*" if peer in row["scales"] else "")
+
+
+def _training_work(row: Record) -> str:
+    epochs = f"{row['epochs']} epoch{'s' if row['epochs'] > 1 else ''}"
+    shape = f"{_number(row['rows'])} x {row['in_features']} -> {row['out_features']}"
+    order = "shuffled" if row["shuffle"] else "in order"
+    batches = f", batches of {row['batch_size']} {order}" if row["batch_size"] else ""
+    what = {
+        "fit": f"fit, {epochs}",
+        "models": f"{row['trials']} learning rates, {epochs}",
+        "study": f"study, {row['trials']} trials x {epochs}",
+    }[row["kind"]]
+    return f"{what}, {shape}{batches}"
 
 
 def _crossover(series: Sequence[Record]) -> list[str]:

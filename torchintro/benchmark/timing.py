@@ -13,7 +13,21 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["FULL", "QUICK", "Call", "Effort", "Interruptions", "Measurement", "interleaved"]
+__all__ = [
+    "DISTURBED",
+    "FULL",
+    "QUICK",
+    "Call",
+    "Effort",
+    "Interruptions",
+    "Measurement",
+    "disturbed_text",
+    "interleaved",
+    "once",
+]
+
+# Interruptions a second. Seen on two idle cores: up to 30 times a second. With one more busy process: 200 times.
+DISTURBED = 60.0
 
 Call = Callable[[], object]
 
@@ -115,6 +129,12 @@ def interleaved(
     return {name: Measurement(tuple(samples[name]), repeats[name]) for name in names}
 
 
+def once(call: Call, device: torch.device) -> Measurement:
+    """Time a single call, of a peer that has run before."""
+    with _no_collection():
+        return Measurement((_clock_on(device)(call, 1),))
+
+
 def _cost(sampler: Callable[[Call, int], float], call: Call) -> float:
     """Return about what one call takes."""
     first = sampler(call, 1)
@@ -136,6 +156,11 @@ class Interruptions:
     @staticmethod
     def _so_far() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def disturbed_text(per_second: float) -> str:
+    """Say how often other processes took a core."""
+    return f"disturbed: other processes took a core {per_second:.0f} times a second"
 
 
 @contextlib.contextmanager

@@ -149,8 +149,8 @@ inline int64_t moments_sums(const RowMoments& a) {
 // `scratch` holds moments_scratch_bytes, aligned to kScratchAlignment.
 using MomentsKernel = void (*)(const RowMoments&, int64_t row_begin, int64_t row_end, double* partial, void* scratch);
 
-// Beyond so many features or outputs matrix products are used. Features, one output, float32, two cores of an Intel Xeon with
-// AMX, against products of float64 chunks: 200000 x 256 @@256@@, 100000 x 512 @@512@@.
+// Beyond so many features or outputs matrix products are used. Processor time of one core of an Intel Xeon with AMX: 20000 x 512
+// -> 1 97 ms, and 122 ms by products of float64 chunks; 200000 x 64 -> 64 55 ms, -> 65 by products 118 ms.
 constexpr int64_t kMostMomentsFeatures = 512;
 constexpr int64_t kMostMomentsOutputs = 64;
 

@@ -420,7 +420,10 @@ TORCHINTRO_TARGET void moments(
   double* matrix = partial + moments_matrix(a);
   set_zero(partial, moments_sums(a));
   if (narrow) {
-    set_zero(s.sums, round_up(moments_extra(a) + a.in_features, 4) * (a.in_features + 1) * kLanes<double>);
+    const int64_t columns = moments_extra(a) + a.in_features, left = round_up(columns, 4);
+    set_zero(s.sums, left * (a.in_features + 1) * kLanes<double>);
+    // A tile's columns beyond the last one: whatever lies there could be subnormal, which costs a hundred times as much.
+    set_zero(s.left + columns * s.panel, (left - columns) * s.panel);
   }
   for (int64_t row = row_begin; row < row_end; row += s.panel) {
     const int64_t rows = row_end - row < s.panel ? row_end - row : s.panel;

@@ -41,7 +41,7 @@ class Barrier {
   }
 
  private:
-  static constexpr int64_t kSpins = 4096; // about 50 us
+  static constexpr int64_t kSpins = 256; // some 10 us
 
   static void pause() {
 #if defined(__x86_64__)

@@ -1,0 +1,217 @@
+"""How fast a table larger than memory is streamed, and in how much memory: a reader, the stream, a pass over it.
+
+    python benchmarks/stream.py                                    # 1 GB: Parquet (snappy and zstd), NPY, CSV
+    python benchmarks/stream.py --gigabytes 10 --format parquet    # one format, larger
+    python benchmarks/stream.py --cold                             # from the disk, not from the system's cache of it
+    python benchmarks/stream.py --json record.json
+
+A gigabyte is one of float32 numbers, 10^9 bytes as they come out of the reader; on disk the formats differ. The table
+is written piece by piece into a temporary folder, or into one given, and deleted afterwards (--keep keeps it).
+
+Three programs then read it, each in a process of its own, so that the peak of resident memory is its own, with Python,
+PyTorch and pyarrow in it (VmHWM of /proc/self/status: getrusage's begins at that of the process that started it):
+- reader: what pyarrow does alone over the same columns (`iter_batches`, `csv.open_csv`), or `readinto` for NPY;
+- stream: `torchintro.open_table(path).pieces()`, nothing done with the pieces;
+- pass: the same, with X'X, X'y and y'y added up in float64, as linear regression needs them.
+They take turns, `--repeats` times; the fastest run of each counts, because another process can only make one slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMATS = ("parquet", "parquet-zstd", "npy", "csv")
+PROGRAMS = ("reader", "stream", "pass")
+ROW_GROUP = 1 << 17
+
+
+def names(features: int) -> list[str]:
+    return [*(f"x{i}" for i in range(features)), "y"]
+
+
+def matrices(rows: int, columns: int) -> Iterator[np.ndarray]:
+    """Yield normally distributed features, the last column a sum of them, a row group at a time."""
+    generator = np.random.default_rng(0)
+    for at in range(0, rows, ROW_GROUP):
+        matrix = generator.standard_normal((min(ROW_GROUP, rows - at), columns), dtype=np.float32)
+        matrix[:, -1] += matrix[:, :-1].sum(1)
+        yield matrix
+
+
+def write(folder: Path, kind: str, rows: int, features: int) -> Path:
+    columns = features + 1
+    path = folder / f"table-{kind}.{kind.partition('-')[0]}"
+    if kind == "npy":
+        with path.open("wb") as handle:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)}
+            np.lib.format.write_array_header_1_0(handle, header)
+            for matrix in matrices(rows, columns):
+                matrix.tofile(handle)
+        return path
+    import pyarrow
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    schema = pyarrow.schema([(name, pyarrow.float32()) for name in names(features)])
+    if kind == "csv":
+        writer: Any = pyarrow.csv.CSVWriter(path, schema)
+    else:
+        compression = kind.partition("-")[2] or "snappy"
+        writer = pyarrow.parquet.ParquetWriter(path, schema, compression=compression)
+    with writer:
+        for matrix in matrices(rows, columns):
+            arrays = [pyarrow.array(np.ascontiguousarray(column)) for column in matrix.T]
+            writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema), ROW_GROUP)
+    return path
+
+
+def run_reader(path: Path) -> int:
+    rows = 0
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        for batch in pyarrow.parquet.ParquetFile(path, pre_buffer=False).iter_batches(1 << 15):
+            rows += batch.num_rows
+    elif path.suffix == ".csv":
+        import pyarrow.csv
+
+        for batch in pyarrow.csv.open_csv(path):
+            rows += batch.num_rows
+    else:
+        width = np.load(path, mmap_mode="r").shape[1]
+        buffer = np.empty((1 << 21) // (4 * width) * width, np.float32)
+        with path.open("rb", buffering=0) as handle:
+            handle.seek(128)  # the header that was written above
+            while count := handle.readinto(buffer.view(np.uint8).data):  # type: ignore[attr-defined]
+                rows += count // (4 * width)
+    return rows
+
+
+def run_stream(path: Path) -> int:
+    import torchintro
+
+    return sum(X.shape[0] for X, _ in torchintro.open_table(path).pieces())
+
+
+def run_pass(path: Path) -> int:
+    import torch
+
+    import torchintro
+
+    table = torchintro.open_table(path)
+    columns = table.in_features + table.out_features
+    products, rows = torch.zeros(columns, columns, dtype=torch.float64), 0
+    for X, y in table.pieces():
+        data = torch.cat([X, y], 1).double()
+        products.addmm_(data.t(), data)
+        rows += X.shape[0]
+    return rows
+
+
+RUN: dict[str, Callable[[Path], int]] = {"reader": run_reader, "stream": run_stream, "pass": run_pass}
+
+
+def measure(program: str, path: Path) -> dict[str, float]:
+    """Run a program in a process of its own."""
+    command = [sys.executable, __file__, "--run", program, str(path)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    record: dict[str, float] = json.loads(result.stdout)
+    return record
+
+
+def forget(path: Path) -> None:
+    """Have the system drop what it keeps of a file in memory."""
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def child(program: str, path: Path) -> None:
+    if program != "reader":
+        import torchintro.tables  # noqa: F401 (before the clock starts)
+    if path.suffix != ".npy":
+        import pyarrow.csv
+        import pyarrow.parquet  # noqa: F401
+    begin = time.perf_counter()
+    rows = RUN[program](path)
+    seconds = time.perf_counter() - begin
+    status = Path("/proc/self/status").read_text()
+    peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
+    print(json.dumps({"rows": rows, "seconds": seconds, "peak_bytes": peak}))
+
+
+def line(cells: list[str]) -> str:
+    return f"{cells[0]:<14}{cells[1]:>12}{cells[2]:>9}  {cells[3]:<8}" + "".join(f"{cell:>14}" for cell in cells[4:])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="stream", description="How fast, and in how much memory, a table is streamed."
+    )
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="Of float32 numbers. Default: 1.")
+    parser.add_argument("--features", type=int, default=64, help="Columns besides the target. Default: 64.")
+    parser.add_argument("--format", action="append", choices=FORMATS, help="Repeat it for several. Default: all.")
+    parser.add_argument("--repeats", type=int, default=3, help="Runs of each program. Default: 3.")
+    parser.add_argument("--folder", type=Path, help="Where the table is written. Default: a temporary folder.")
+    parser.add_argument("--cold", action="store_true", help="Drop the file from the system's cache before each run.")
+    parser.add_argument("--keep", action="store_true", help="Do not delete the table; needs --folder.")
+    parser.add_argument("--json", type=Path, help="Write the record to this file.")
+    parser.add_argument("--run", nargs=2, metavar=("PROGRAM", "PATH"), help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.run:
+        child(chosen.run[0], Path(chosen.run[1]))
+        return 0
+    if chosen.keep and not chosen.folder:
+        parser.error("--keep needs --folder")
+    if chosen.gigabytes <= 0 or chosen.features < 1 or chosen.repeats < 1:
+        parser.error("--gigabytes, --features and --repeats must be positive")
+    width = 4 * (chosen.features + 1)
+    rows = max(int(chosen.gigabytes * 1e9) // width, 1)
+    record: dict[str, Any] = {"gigabytes": chosen.gigabytes, "rows": rows, "features": chosen.features}
+    record |= {"cold": chosen.cold, "cores": os.cpu_count(), "formats": {}}
+    print(f"{rows:,} rows of {chosen.features} float32 features and a target; {os.cpu_count()} cores")
+    print("MB/s are of float32 numbers; load is the machine's, beside this program's own.")
+    print(line(["format", "rows", "on disk", "program", "rows/s", "MB/s", "of reader", "peak memory", "load"]))
+    with tempfile.TemporaryDirectory(prefix="torchintro-stream-", dir=chosen.folder) as temporary:
+        folder = chosen.folder if chosen.keep else Path(temporary)
+        for kind in chosen.format or FORMATS:
+            path = write(folder, kind, rows, chosen.features)
+            size = path.stat().st_size
+            runs: dict[str, list[dict[str, float]]] = {program: [] for program in PROGRAMS}
+            for _ in range(chosen.repeats):
+                for program in PROGRAMS:
+                    if chosen.cold:
+                        forget(path)
+                    runs[program].append(measure(program, path) | {"load": os.getloadavg()[0]})
+                    if runs[program][-1]["rows"] != rows:
+                        raise RuntimeError(f"{program} read {runs[program][-1]['rows']} rows of {rows}")
+            best = {program: min(samples, key=lambda run: run["seconds"]) for program, samples in runs.items()}
+            for program in PROGRAMS:
+                seconds = best[program]["seconds"]
+                peak = max(run["peak_bytes"] for run in runs[program])
+                cells = [kind, f"{rows:,}", f"{size / 1e9:.2f} GB"] if program == "reader" else ["", "", ""]
+                cells += [program, f"{rows / seconds:,.0f}", f"{rows * width / seconds / 1e6:,.0f}"]
+                cells += [f"{100 * best['reader']['seconds'] / seconds:.0f} %", f"{peak / 1e6:,.0f} MB"]
+                print(line([*cells, f"{best[program]['load']:.1f}"]), flush=True)
+            record["formats"][kind] = {"bytes": size, "runs": runs}
+            if not chosen.keep:
+                path.unlink()
+    if chosen.json:
+        chosen.json.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

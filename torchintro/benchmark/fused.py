@@ -1,0 +1,87 @@
+"""The training peers that are this package: its operator by itself, and many models at once.
+
+What they call is written here and nowhere else in the benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import engines
+from ..optimizers import Optimizer
+from .peers import Unavailable, first_line
+
+__all__ = ["ModelsAtOnce", "OperatorFit", "training_operator"]
+
+
+def training_operator() -> Callable[..., Any]:
+    """Return what is called for a training run without :func:`torchintro.fit` around it.
+
+    Raises:
+        Unavailable: This build has none.
+    """
+    try:
+        operator: Callable[..., Any] = torch.ops.torchintro.linear_mse_fit.default
+    except AttributeError:
+        raise Unavailable("this build of torchintro has no operator linear_mse_fit") from None
+    return operator
+
+
+class OperatorFit:
+    """A training run of SGD by one call of the operator, its tensors made once: as compiled code of JAX is called.
+
+    Every call trains a model further, in place.
+    """
+
+    NOTE = "fused is the operator itself, its tensors made once, as compiled JAX is called; fit is what is around it"
+
+    def __init__(self, model: nn.Linear, X: Tensor, y: Tensor, *, lr: float, epochs: int) -> None:
+        self.operator = training_operator()
+        models = 1
+        state = X.new_zeros(1, models, model.weight.numel() + model.bias.numel())
+        self.arguments = (
+            X,
+            y,
+            model.weight.detach()[None],
+            model.bias.detach()[None],
+            torch.full((epochs, models), lr, dtype=torch.float64),
+            torch.zeros(models, 5, dtype=torch.float64),
+            state,
+            torch.full((models,), -1),
+            "sgd",
+        )
+        try:
+            self()
+        except NotImplementedError as error:  # no kernel for the device
+            raise Unavailable(f"linear_mse_fit failed here: {first_line(error)}") from None
+
+    def __call__(self) -> object:
+        """Train; return the losses."""
+        return self.operator(*self.arguments)
+
+
+class ModelsAtOnce:
+    """Trainings from the same start, one for each learning rate, which share every batch."""
+
+    def __init__(
+        self, X: Tensor, y: Tensor, initial: nn.Linear, *, epochs: int, batch_size: int | None, shuffle: bool = True
+    ) -> None:
+        self.X, self.y, self.initial = X, y, initial
+        self.options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "shuffle": shuffle, "seed": 0}
+        self.trained: engines.Trained | None = None
+
+    def __call__(self, lrs: Sequence[float]) -> engines.Trained:
+        """Train; return what :func:`torchintro.engines.train_models` does.
+
+        The data are handed over anew each time, so that whatever is gathered from them is in the time.
+        """
+        data = engines.Data(self.X, self.y, function="bench")
+        optimizers = [Optimizer("SGD", {})] * len(lrs)
+        self.trained = engines.train_models(
+            data, initial=self.initial, lr=list(lrs), optimizers=optimizers, **self.options
+        )
+        return self.trained

@@ -1,0 +1,262 @@
+"""Rows to train on and rows to validate with: in memory, or in a table that is streamed."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from .. import _checks, functional
+from ..statistics import LinearStatistics
+from .loop import batches
+
+if TYPE_CHECKING:
+    from .._progress import Progress
+    from ..tables import Table
+
+__all__ = ["MemoryRows", "Rows", "TableRows"]
+
+
+class Rows(abc.ABC):
+    """Rows to train on, and rows to validate with.
+
+    Attributes:
+        function: Whose arguments these are, for its sentences.
+        in_features: D.
+        out_features: O.
+        dtype: Of the rows and of the model.
+        device: Where the model is.
+        has_validation: Whether there are rows to validate with.
+    """
+
+    function: str
+    in_features: int
+    out_features: int
+    dtype: torch.dtype
+    device: torch.device
+    has_validation: bool
+
+    @property
+    @abc.abstractmethod
+    def count(self) -> int | None:
+        """Number of rows to train on; None where only reading them all would tell."""
+
+    @abc.abstractmethod
+    def moments(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the second moments of the training rows and of those held out (or none), gathered once.
+
+        Each is a list of six float64 tensors on the CPU (see :class:`torchintro.LinearStatistics`). Those of rows in
+        memory are not finite if an element is not, and then no loss is: see :meth:`check_finite`.
+        """
+
+    @abc.abstractmethod
+    def check_finite(self) -> None:
+        """Raise the ValueError that names the first element that is NaN or infinite."""
+
+    @abc.abstractmethod
+    def batches(
+        self, batch_size: int | None, shuffle: bool, generator: torch.Generator | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Cut an epoch into mini-batches."""
+
+    @abc.abstractmethod
+    def loss(self, weight: Tensor, bias: Tensor | None) -> float:
+        """Return the loss of the training rows."""
+
+
+class MemoryRows(Rows):
+    """Matrices in one dtype on one device.
+
+    Args:
+        X: Features ``(N, D)``.
+        y: Targets ``(N, O)``.
+        validation: Features and targets of the rows held out, or None.
+        function: Whose arguments these are.
+        names: What the four matrices are called there.
+    """
+
+    def __init__(
+        self,
+        X: Tensor,
+        y: Tensor,
+        validation: tuple[Tensor, Tensor] | None = None,
+        *,
+        function: str = "fit",
+        names: tuple[tuple[str, str], tuple[str, str]] = (("X", "y"), ("validation[0]", "validation[1]")),
+    ) -> None:
+        self.X, self.y, self.validation = X, y, validation
+        self.function, self.names = function, names
+        self.in_features, self.out_features = X.shape[1], y.shape[1]
+        self.dtype, self.device = X.dtype, X.device
+        self.has_validation = validation is not None
+        self._is_finite = False
+        self._moments: tuple[list[Tensor], list[Tensor]] | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of rows to train on."""
+        return self.X.shape[0]
+
+    def check_finite(self) -> None:
+        """Raise the ValueError that names the first element that is NaN or infinite."""
+        if not self._is_finite:
+            for part, names in zip(((self.X, self.y), self.validation), self.names, strict=True):
+                for matrix, name in zip(part or (), names, strict=False):
+                    _checks.check_finite(self.function, name, matrix)
+            self._is_finite = True
+
+    def moments(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the second moments of the training rows and of those held out (or none), gathered once."""
+        if self._moments is None:
+            self._moments = _gather(self.X, self.y), [] if self.validation is None else _gather(*self.validation)
+        return self._moments
+
+    def loss(self, weight: Tensor, bias: Tensor | None) -> float:
+        """Return the loss of the training rows."""
+        if bias is not None:
+            bias = bias.to(self.device, self.dtype)
+        with torch.no_grad():
+            loss = functional.linear_mse_loss(self.X, weight.to(self.device, self.dtype), self.y, linear_bias=bias)
+        return float(loss.item())
+
+    def batches(
+        self, batch_size: int | None, shuffle: bool, generator: torch.Generator | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Cut an epoch into mini-batches."""
+        return batches(self.X, self.y, batch_size, shuffle, generator)
+
+
+def _gather(X: Tensor, y: Tensor) -> list[Tensor]:
+    return [moment.cpu() for moment in torch.ops.torchintro._linear_moments(X, y, None)]
+
+
+class TableRows(Rows):
+    """A table that is read piece by piece, as often as the engine needs.
+
+    In a group of processes (``torch.distributed``) each gathers the second moments of its own share of the rows, and
+    all end with those of all.
+
+    Args:
+        table: The rows to train on, or with a share held out, those and the others.
+        validation: The share of the rows that is held out, another table, a pair of matrices, or None.
+        function: Whose arguments these are.
+        dtype: Of the model.
+        device: Of the model.
+        seed: Decides which rows are held out.
+        progress: How far a pass over the table has come, as :meth:`torchintro.Table.pieces` shows it.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        validation: float | Table | tuple[Tensor, Tensor] | None = None,
+        *,
+        function: str = "fit",
+        dtype: torch.dtype,
+        device: torch.device,
+        seed: int | None = None,
+        progress: Progress = None,
+    ) -> None:
+        self.table, self.validation = table, validation
+        self.function, self.dtype, self.device = function, dtype, device
+        self.in_features, self.out_features = table.in_features, table.out_features
+        self.has_validation = validation is not None
+        self.seed, self.progress = seed or 0, progress
+        self.statistics: tuple[LinearStatistics, LinearStatistics | None] | None = None
+
+    @functools.cached_property
+    def train(self) -> Table:
+        """The rows that are not held out."""
+        held_out = self.validation
+        return self.table.split(held_out, seed=self.seed)[0] if isinstance(held_out, float) else self.table
+
+    @property
+    def count(self) -> int | None:
+        """Number of rows to train on; None where only reading them all would tell."""
+        return self.train.rows
+
+    def check_finite(self) -> None:
+        """Do nothing: a table's pieces are finite, or reading them says which value is not."""
+
+    def gather(self) -> tuple[LinearStatistics, LinearStatistics | None]:
+        """Return the statistics of the training rows and of those held out, from one pass over the table."""
+        if self.statistics is None:
+            share = _share()
+            train, held_out = self._empty(), self._empty() if self.has_validation else None
+            if isinstance(self.validation, float) and held_out is not None:
+                pieces = self.table.marked_pieces(self.validation, seed=self.seed, share=share, progress=self.progress)
+                for X, y, mark in pieces:
+                    train.update(*self._here(X[~mark], y[~mark]))
+                    held_out.update(*self._here(X[mark], y[mark]))
+            else:
+                for X, y in self.table.pieces(share=share, progress=self.progress):
+                    train.update(*self._here(X, y))
+                if isinstance(self.validation, tuple) and held_out is not None:
+                    held_out.update(*self.validation)
+                elif self.validation is not None and held_out is not None:
+                    assert not isinstance(self.validation, (float, tuple))
+                    for X, y in self.validation.pieces(share=share, progress=self.progress):
+                        held_out.update(*self._here(X, y))
+            if share[1] > 1:
+                train.reduce()
+                if held_out is not None and not isinstance(self.validation, tuple):
+                    held_out.reduce()
+            for name, part in (("X", train), ("validation", held_out)):
+                if part is not None and part.count.item() == 0:
+                    raise ValueError(f"{self.function}: {name} must have at least one row, but the table has none")
+            self.statistics = train.to("cpu"), None if held_out is None else held_out.to("cpu")
+        return self.statistics
+
+    def moments(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the second moments of the training rows and of those held out (or none), gathered once."""
+        train, held_out = self.gather()
+        return list(train.tensors), [] if held_out is None else list(held_out.tensors)
+
+    def loss(self, weight: Tensor, bias: Tensor | None) -> float:
+        """Return the loss of the training rows."""
+        return float(self.gather()[0].loss(weight, bias).item()) if torch.isfinite(weight).all() else math.nan
+
+    def validation_loss(self, weight: Tensor, bias: Tensor | None) -> float:
+        """Return the loss of the rows held out, from their second moments."""
+        held_out = self.gather()[1]
+        assert held_out is not None
+        return float(held_out.loss(weight, bias).item())
+
+    def pieces(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Read the training rows in pieces of whole mini-batches, the last one apart."""
+        for X, y in self.train.pieces(multiple=batch_size):
+            yield self._here(X, y)
+
+    def batches(
+        self, batch_size: int | None, shuffle: bool, generator: torch.Generator | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Cut an epoch into mini-batches, in the table's order."""
+        assert batch_size is not None
+        assert not shuffle
+        for X, y in self.pieces(batch_size):
+            yield from batches(X, y, batch_size, False, generator)
+
+    def _here(self, X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return X.to(self.device, self.dtype), y.to(self.device, self.dtype)
+
+    def _empty(self) -> LinearStatistics:
+        return LinearStatistics(self.in_features, self.out_features, device=self.device)
+
+
+def _share() -> tuple[int, int]:
+    """Return this process's rank and how many there are."""
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def processes() -> int:
+    """Return how many processes work together."""
+    return _share()[1]
