@@ -32,7 +32,7 @@ KERNEL_TESTS := build/kernels/address/fuzz build/kernels/thread/threads build/ke
 	$(foreach mode,address thread plain,build/kernels/$(mode)/cuda_fuzz)
 # The CUDA kernels are compiled as C++. In the mode `thread` they alone are instrumented, for tests/kernels/emulation/races.h.
 CUDA_KERNEL_FLAGS := -Itests/kernels/emulation $(KERNEL_FLAGS) -Wno-unknown-pragmas -Wno-unused-variable
-CUDA_KERNEL_HEADERS := $(shell find csrc/cuda/kernels tests/kernels -name '*.h' -o -name '*.cuh')
+CUDA_KERNEL_HEADERS := csrc/fit/rule.h $(shell find csrc/cuda/kernels tests/kernels -name '*.h' -o -name '*.cuh')
 address_MACHINE_FLAGS := $(address_FLAGS) -O2
 thread_MACHINE_FLAGS := -O2 -g
 plain_MACHINE_FLAGS := $(plain_FLAGS)

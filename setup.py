@@ -99,7 +99,7 @@ flags += [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, Path(torch.__file
 compile_flags = {"cxx": [*flags, "-fopenmp"]}
 architectures = ""
 if with_cuda:
-    operator_folders += ["cuda", "cuda/kernels"]
+    operator_folders += ["cuda", "cuda/kernels", "fit/cuda"]
     compile_flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr"]
     if not torch.cuda.is_available():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)

@@ -30,6 +30,7 @@ def operators_with_kernel(dispatch_key: str) -> set[str]:
 def test_every_operator_has_a_cuda_kernel() -> None:
     on_cpu = operators_with_kernel("CPU")
     assert {f"{NAMESPACE}linear_mse_loss", f"{NAMESPACE}_linear_mse_loss_grads"} <= on_cpu
+    on_cpu -= {f"{NAMESPACE}linear_statistics_fit"}  # whose tensors are on the CPU, wherever the rows were
     missing = {name for name in on_cpu if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")}
     assert not missing, f"no CUDA kernel: {sorted(missing)}"
     assert operators_with_kernel("CUDA") == on_cpu

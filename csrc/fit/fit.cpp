@@ -293,6 +293,14 @@ Losses no_losses(const Run& run, bool validation) {
       at::full({validation ? run.epochs : 0, run.models}, nan, at::kDouble)};
 }
 
+void count_changes(const Run& run) {
+  for (const auto& changed : {run.linear_weight, run.linear_bias, run.state}) {
+    if (changed.defined()) {
+      changed.unsafeGetTensorImpl()->bump_version();
+    }
+  }
+}
+
 at::Tensor draw_order(const RowsRun& run) {
   return at::randperm(run.rows, run.generator, at::TensorOptions(at::kLong));
 }

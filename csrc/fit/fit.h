@@ -138,6 +138,10 @@ MomentsRun check_moments_run(
 // Results before the first epoch: all NaN.
 Losses no_losses(const Run& run, bool validation);
 
+// To be called when parameters and state were changed in place other than by PyTorch's operators, which count changes, so that
+// autograd notices where it needed the values from before.
+void count_changes(const Run& run);
+
 // The order of an epoch's rows, as the plain loop draws it; int64 on the CPU.
 at::Tensor draw_order(const RowsRun& run);
 

@@ -6,6 +6,7 @@
 //   cuda_fuzz [--seed S] [--rounds R] [--first F]   rounds F .. F + R - 1 of seed S; a failure says how to repeat it
 //   cuda_fuzz --self-test                           faults put in on purpose, each of which must be found
 #include "emulation/faults.h"
+#include "emulation/fit.h"
 #include "emulation/problems.h"
 #include "emulation/races.h"
 #include "repeat.h"
@@ -55,7 +56,11 @@ void fuzz(Random& random, const Problem& problem, Results results) {
 void fuzz_round(uint64_t seed, int64_t round) {
   begin_round("cuda_fuzz", seed, round);
   Random random(seed * 0x2545f4914f6cdd1du + static_cast<uint64_t>(round));
-  if (random.one_in(4)) {
+  const int64_t kind = random.between(0, 7);
+  if (kind < 2) {
+    const CudaFit problem = draw_cuda_fit(random, cost());
+    fuzz(random, problem, CudaFitResults(random, problem));
+  } else if (kind < 4) {
     const CudaResidual problem = draw_cuda_residual(random, cost());
     fuzz(random, problem, CudaResidualResults(random, problem));
   } else {
@@ -242,6 +247,57 @@ void self_test_values(SelfTest& test, DType dtype) {
   });
 }
 
+void self_test_fit(SelfTest& test, DType dtype) {
+  Random random(3);
+  const std::string of = std::string(" of ") + format_of(dtype).name;
+  CudaFit problem;
+  const auto call_wrongly = [&](void (*change)(cuda::FitRowsCall&)) {
+    CudaFitResults results(random, problem);
+    auto call = call_cuda(problem, results);
+    change(call);
+    run_cuda(random, call);
+    check_cuda(problem, results);
+  };
+  const auto must_notice = [&](const char* name, void (*change)(cuda::FitRowsCall&)) {
+    test.must_notice(name + of, [&] { call_wrongly(change); });
+  };
+  // One that never stops, and that has all there is to be wrong.
+  const auto is_good = [&] {
+    const auto expected = expect_fit(problem);
+    const auto finite = [](const FitExpected& e) { return e.stopped < 0 && !e.on_edge; };
+    return std::all_of(expected.begin(), expected.end(), finite) && problem.adam && problem.linear_bias.present() &&
+        problem.train_weight && problem.train_bias && problem.validation_rows > 1 && problem.batches() > 2 &&
+        problem.epochs > 1 && problem.step > 0 && problem.step < 100 && !problem.order.empty() &&
+        problem.input.layout.row_stride > 1 && problem.target.layout.row_stride > 0;
+  };
+  do {
+    problem = draw_cuda_fit(random, dtype, 37, 5, 2);
+    problem.step = problem.batches();
+    problem.epoch = 1;
+  } while (!is_good());
+  call_wrongly([](cuda::FitRowsCall&) {});
+  must_notice("a training row left out", [](cuda::FitRowsCall& call) { --call.rows; });
+  must_notice("a training row too many", [](cuda::FitRowsCall& call) { ++call.rows; });
+  must_notice("a feature left out", [](cuda::FitRowsCall& call) { --call.in_features; });
+  must_notice("another batch size", [](cuda::FitRowsCall& call) { --call.batch_rows; });
+  must_notice("rows in no order", [](cuda::FitRowsCall& call) { call.order = nullptr; });
+  must_notice("a validation row left out", [](cuda::FitRowsCall& call) { --call.validation_rows; });
+  must_notice("an epoch left out", [](cuda::FitRowsCall& call) { --call.epochs; });
+  must_notice("an update not counted", [](cuda::FitRowsCall& call) { ++call.step; });
+  must_notice("a bias not trained", [](cuda::FitRowsCall& call) { call.train_bias = false; });
+  must_notice("a weight not trained", [](cuda::FitRowsCall& call) { call.train_weight = false; });
+  must_notice("another optimizer", [](cuda::FitRowsCall& call) { call.adam = call.decoupled = false; });
+  must_notice("another epoch's learning rate", [](cuda::FitRowsCall& call) {
+    auto* lr = const_cast<double*>(call.lr);
+    lr[call.models] *= 1.05;
+    lr[0] *= 1.05;
+  });
+  problem.target.set(problem.order[0], 0, std::numeric_limits<double>::quiet_NaN());
+  call_wrongly([](cuda::FitRowsCall&) {});
+  must_notice("another epoch of the end", [](cuda::FitRowsCall& call) { ++call.epoch; });
+  must_notice("a model that began as it was", [](cuda::FitRowsCall& call) { call.step = 0; });
+}
+
 int self_test() {
   SelfTest test;
   try {
@@ -251,6 +307,8 @@ int self_test() {
     for (const DType dtype : {DType::Float64, DType::Float32, DType::BFloat16, DType::Float16}) {
       self_test_values(test, dtype);
     }
+    self_test_fit(test, DType::Float64);
+    self_test_fit(test, DType::Float32);
   } catch (const std::runtime_error& error) {
     std::fprintf(stderr, "cuda_fuzz --self-test: %s\n", error.what());
     return 1;

@@ -168,7 +168,7 @@ class Loop {
         if (own.running[k]) {
           const double loss = loss_of(k, validation_->count, blocks);
           if (leads) {
-            validation_losses_[epoch * run_.models + k] = loss;
+            validation_losses_[epoch * run_.models + k] = shown(loss);
           }
           if (!std::isfinite(static_cast<T>(loss))) {
             stop(member, k, first, last, epoch, step);
@@ -319,6 +319,12 @@ class Loop {
     return squares / (static_cast<double>(rows) * static_cast<double>(o_));
   }
 
+  // Infinite where it is that in the parameters' dtype.
+  static double shown(double loss) {
+    const T rounded = static_cast<T>(loss);
+    return std::isfinite(rounded) ? loss : static_cast<double>(rounded);
+  }
+
   // This member's elements of a model's parameters: all members together have those of models [first, last) once.
   std::pair<int64_t, int64_t> share(const Member& member, int64_t model, int64_t first, int64_t last) const {
     const int64_t size = models_.parameters(), all = (last - first) * size, start = (model - first) * size;
@@ -342,7 +348,7 @@ class Loop {
       stop(member, model, first, last, epoch, step);
       own.running[model] = 0;
       if (member.begin == 0) {
-        losses_[epoch * run_.models + model] = loss;
+        losses_[epoch * run_.models + model] = shown(loss);
       }
       return;
     }
@@ -438,6 +444,7 @@ Losses linear_mse_fit_cpu(
   if (run.out_features > cpu::kMaximumFewOutputs) {
     return composed_rows_run(run);
   }
+  count_changes(run);
   return run.input.scalar_type() == at::kDouble ? Loop<double>(run).run() : Loop<float>(run).run();
 }
 
