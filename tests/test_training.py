@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from plain_loop import plain_loop
 from torch import nn
 
 from torchintro import functional, reference
@@ -39,31 +40,6 @@ def model_for(X, y, bias=True):
 
 def parameters(model):
     return [parameter.detach().clone() for parameter in model.parameters()]
-
-
-def plain_loop(model, X, y, optimizer, *, epochs, batch_size=None, shuffle=True, seed=None, validation=None):
-    """The loop of any introduction: the oracle of these tests."""
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    losses, validation_losses = [], []
-    for _ in range(epochs):
-        order = torch.arange(len(X), device=X.device)
-        if batch_size is not None and batch_size < len(X) and shuffle:
-            order = torch.randperm(len(X), generator=generator).to(X.device)
-        mean = 0.0
-        for rows in order.split(batch_size or len(X)):
-
-            def closure(rows=rows):
-                optimizer.zero_grad()
-                loss = F.mse_loss(model(X[rows]), y[rows])
-                loss.backward()
-                return loss
-
-            mean += optimizer.step(closure).item() * (len(rows) / len(X))
-        losses.append(mean)
-        if validation is not None:
-            with torch.no_grad():
-                validation_losses.append(F.mse_loss(model(validation[0]), validation[1]).item())
-    return torch.tensor(losses, dtype=torch.float64), torch.tensor(validation_losses, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
