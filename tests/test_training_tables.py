@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchintro import DivergedError, fit, open_table
+from torchintro import DivergedError, fit, open_table, tune
 from torchintro.training import initial_linear
 
 
@@ -108,6 +108,39 @@ def test_progress_shows_the_pass_and_the_epochs(table, capsys):
     assert "Epoch [10/10], Loss: " in printed.out
 
 
+@pytest.mark.parametrize("batch_size", [None, 100])
+def test_a_study_on_a_table_is_one_on_its_rows(table, batch_size, tmp_path):
+    table, X, y = table
+    options = {"n_trials": 12, "epochs": 5, "seed": 0, "batch_size": batch_size}
+    study = tune(table, validation=(X[:50], y[:50]), storage=f"sqlite:///{tmp_path}/s.db", study_name="s", **options)
+    assert {trial.user_attrs["engine"] for trial in study.trials} == {"fused" if batch_size else "statistics"}
+    for trial in study.trials:
+        model = initial_linear(5, 1, seed=0)
+        alone = fit(
+            model,
+            X,
+            y,
+            lr=trial.params["lr"],
+            epochs=5,
+            batch_size=batch_size,
+            shuffle=False,
+            validation=(X[:50], y[:50]),
+            engine="reference",
+        )
+        assert trial.value == pytest.approx(alone.validation_losses[-1].item(), rel=1e-4)
+    again = tune(table, validation=(X[:50], y[:50]), storage=f"sqlite:///{tmp_path}/s.db", study_name="s", **options)
+    assert len(again.trials) == 12
+    np.save(table.path / "c.npy", np.zeros((3, 6), np.float32))
+    with pytest.raises(ValueError, match=r"^tune: the study 's' was made with "):
+        tune(
+            open_table(table.path),
+            validation=(X[:50], y[:50]),
+            storage=f"sqlite:///{tmp_path}/s.db",
+            study_name="s",
+            **options,
+        )
+
+
 BAD_CALLS = [
     ({"y": torch.zeros(1000, 1)}, TypeError, "fit: y must be None with a table, which has its own targets, .*Tensor"),
     ({"shuffle": True, "batch_size": 10}, ValueError, "fit: shuffle must not be True for a table"),
@@ -134,13 +167,16 @@ def test_two_processes_share_a_table(table, tmp_path):
         textwrap.dedent(
             f"""
             import sys, torch, torch.distributed
-            from torchintro import fit, open_table
+            from torchintro import fit, open_table, tune
             from torchintro.training import initial_linear
             torch.distributed.init_process_group("gloo")
             model = initial_linear(5, 1, seed=1)
             result = fit(model, open_table({str(table.path)!r}), lr=0.05, epochs=20, validation=0.2, seed=3)
             rank = torch.distributed.get_rank()
-            torch.save((model.state_dict(), result.losses, result.validation_losses), f"{tmp_path}/{{rank}}.pt")
+            study = tune(open_table({str(table.path)!r}), n_trials=12, epochs=5, validation=0.2, seed=3)
+            trials = [(trial.params["lr"], trial.value) for trial in study.trials]
+            found = model.state_dict(), result.losses, result.validation_losses, trials
+            torch.save(found, f"{tmp_path}/{{rank}}.pt")
             try:
                 fit(model, open_table({str(table.path)!r}), lr=0.05, batch_size=10)
             except ValueError as error:
@@ -149,14 +185,17 @@ def test_two_processes_share_a_table(table, tmp_path):
             """
         )
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", str(script)]
-    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=300)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("fit: batch_size must be None for a table and several processes") == 2
     states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     model = model_for(X)
     expected = fit(model, table, lr=0.05, epochs=20, validation=0.2, seed=3)
-    for state, losses, validation_losses in states:
+    study = tune(table, n_trials=12, epochs=5, validation=0.2, seed=3)
+    trials = torch.tensor([(trial.params["lr"], trial.value) for trial in study.trials])
+    for state, losses, validation_losses, found in states:
+        assert torch.allclose(torch.tensor(found), trials, rtol=1e-6)
         assert torch.equal(state["weight"], states[0][0]["weight"])
         assert torch.allclose(state["weight"], model.weight, rtol=1e-6)
         assert torch.allclose(losses, expected.losses, rtol=1e-12)

@@ -343,7 +343,7 @@ def test_ctrl_c_while_a_batch_is_trained_together(monkeypatch):
         def interrupt(*arguments, **options):
             raise KeyboardInterrupt
 
-        interrupted.setattr(engines, "_drive", interrupt)
+        interrupted.setattr("torchintro.engines.train._drive", interrupt)
         with pytest.raises(KeyboardInterrupt):
             tune(X, y, n_trials=6, **options)
     study = tune(X, y, n_trials=6, **options)
@@ -477,8 +477,8 @@ from torchintro import tuning
 from torchintro.data import synthetic
 rank, rendezvous = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-made = tuning._rows
-tuning._rows = lambda *arguments, **options: replace(made(*arguments, **options), shared=True)
+made = tuning._study_data
+tuning._study_data = lambda *arguments, **options: replace(made(*arguments, **options), shared=True)
 data = synthetic(60, seed=3)
 torch.manual_seed(rank)  # without a seed the ranks still have to start from the same parameters
 study = tuning.tune(data.X, data.y, n_trials=13, epochs=5, study_name="s")

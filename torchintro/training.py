@@ -151,8 +151,8 @@ def fit(
         model: The layer to train. Parameters that do not require a gradient stay as they are.
         X: Features ``(N, in_features)``, tensor or NumPy array; converted to the model's dtype and device. Or a table
             (:func:`torchintro.open_table`) of any size, which is streamed: once for all epochs with the full batch,
-            once an epoch with mini-batches. Where ``torch.distributed`` is initialised, every process streams its own share
-            of the table, and all end with the same model.
+            once an epoch with mini-batches. Where ``torch.distributed`` is initialised, every process streams its own
+            share of the table, and all end with the same model.
         y: Targets ``(N, out_features)``; a target of shape ``(N,)`` is an error. None with a table, which has its own.
         lr: Learning rate, or one for each epoch.
         epochs: Number of passes over the rows.

@@ -61,7 +61,7 @@ def choose(rows: Rows, *, engine: str, optimizers: Sequence[Optimizer], batch_si
     unknown = _why_not_operators(rows.dtype, optimizers)
     why_not = {
         "fused": unknown or ("a table has no full batch in memory" if streamed and full else ""),
-        "statistics": unknown or ("" if full else f"it has no mini-batches, but batch_size is {batch_size}"),
+        "statistics": unknown or ("" if full else f"it has no mini-batches, but batch_size is {batch_size}{_of(rows)}"),
         **dict.fromkeys(LOSS_FUNCTIONS, "a table has no full batch in memory" if streamed and full else ""),
     }
     if streamed and not full and processes() > 1:
@@ -103,6 +103,10 @@ def choose(rows: Rows, *, engine: str, optimizers: Sequence[Optimizer], batch_si
     if rows.device.type != "cpu" and models == 1 and count * rows.in_features > _SMALL:
         return Choice("autograd", "each step is worth a launch of its own")
     return Choice("fused", "mini-batches" if not full else "so few rows that second moments are not worth it")
+
+
+def _of(rows: Rows) -> str:
+    return "" if rows.count is None else f" of {rows.count} rows"
 
 
 def _why_not_operators(dtype: torch.dtype, optimizers: Sequence[Optimizer]) -> str:
