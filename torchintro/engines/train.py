@@ -53,7 +53,7 @@ class Trained:
     Attributes:
         weight: ``(K, out_features, in_features)``: of a model that failed, those of the last finite loss.
         bias: ``(K, out_features)``, or None for models without.
-        losses: ``(epochs, K)``, float64 on the CPU; NaN from the epoch on in which a model failed.
+        losses: ``(epochs, K)``, float64 on the CPU; not finite from the epoch on in which a model failed.
         validation_losses: Likewise, or None without validation data.
         failures: One per model; None for those that reached the end.
         engine: The engine that ran.
@@ -107,6 +107,9 @@ def _drive(run: OperatorRun, rows: Rows, lr: Tensor, report: Report | None, want
         validation_losses.append(of_held_out)
         stops = run.stopped.tolist()
         stopped = min(stops) >= 0
+        if max(stops) >= 0:  # Second moments tell in float64 what stopped a model.
+            for series in (some, of_held_out):
+                series.masked_fill_(series > torch.finfo(rows.dtype).max, math.inf)
         if first == 0 and 0 in stops:
             try:  # Where a value is not finite no loss is, so that no pass of its own had to look for one before.
                 rows.check_finite()
@@ -148,14 +151,11 @@ def _failures(run: OperatorRun, rows: Rows, losses: Tensor, validation_losses: T
     extremes = [torch.linalg.vector_norm(parameter.flatten(1), math.inf, 1).tolist() for parameter in parameters]
     within = [all(extreme <= largest for extreme in of_model) for of_model in zip(*extremes, strict=True)]
 
-    def in_dtype(loss: float) -> float:
-        return math.inf if loss > largest else loss
-
     for k, stopped in enumerate(run.stopped.tolist()):
         if stopped >= 0:
-            loss = in_dtype(losses[stopped, k].item())
+            loss = losses[stopped, k].item()
             if math.isfinite(loss):
-                loss = in_dtype(validation_losses[stopped, k].item())
+                loss = validation_losses[stopped, k].item()
                 failures[k] = Failure(stopped + 1, loss, "validation loss", stopped + 1)
             else:
                 failures[k] = Failure(stopped + 1, loss, "loss", stopped)
