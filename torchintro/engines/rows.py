@@ -1,4 +1,4 @@
-"""Rows to train on and rows to validate with: in memory, or in a table that is streamed."""
+"""Rows to train on and rows to validate with: in memory, in a table that is streamed, or what was gathered of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .._progress import Progress
     from ..tables import Table
 
-__all__ = ["MemoryRows", "Rows", "TableRows"]
+__all__ = ["MemoryRows", "Rows", "StatisticsRows", "TableRows"]
 
 
 class Rows(abc.ABC):
@@ -247,6 +247,60 @@ class TableRows(Rows):
 
     def _empty(self) -> LinearStatistics:
         return LinearStatistics(self.in_features, self.out_features, device=self.device)
+
+
+class StatisticsRows(Rows):
+    """Second moments that were gathered before, in the place of rows.
+
+    Args:
+        train: Those of the rows to train on.
+        validation: Those of the rows held out, or None.
+        function: Whose arguments these are.
+        dtype: Of the model.
+        device: Of the model.
+    """
+
+    def __init__(
+        self,
+        train: LinearStatistics,
+        validation: LinearStatistics | None = None,
+        *,
+        function: str = "fit",
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        for name, part in (("X", train), ("validation", validation)):
+            if part is not None and part.count.item() == 0:
+                raise ValueError(f"{function}: {name} must have at least one row of positive weight, but has none")
+        self.train, self.validation = train, validation
+        self.function, self.dtype, self.device = function, dtype, device
+        self.in_features, self.out_features = train.in_features, train.out_features
+        self.has_validation = validation is not None
+
+    @property
+    def count(self) -> None:
+        """Number of rows to train on: a sum of weights does not tell."""
+        return None
+
+    def check_finite(self) -> None:
+        """Do nothing: what is not finite is not let in."""
+
+    def moments(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the second moments of the training rows and of those held out (or none)."""
+        train, held_out = (
+            [] if part is None else [moment.cpu() for moment in part.tensors] for part in (self.train, self.validation)
+        )
+        return train, held_out
+
+    def loss(self, weight: Tensor, bias: Tensor | None) -> float:
+        """Return the loss of the training rows."""
+        return float(self.train.loss(weight, bias).item()) if torch.isfinite(weight).all() else math.nan
+
+    def batches(
+        self, batch_size: int | None, shuffle: bool, generator: torch.Generator | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raise an error: there are no rows."""
+        raise NotImplementedError("second moments have no rows")
 
 
 def _share() -> tuple[int, int]:
