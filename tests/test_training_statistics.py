@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
+import torchintro
 from torchintro import DivergedError, LinearStatistics, fit
 from torchintro.data import Standardize
 from torchintro.training import initial_linear
@@ -95,9 +98,7 @@ def test_what_cannot_be_standardised_is_said(rows):
         LinearStatistics(1, 1).standardized()
     with pytest.raises(TypeError, match=r"^LinearStatistics.standardized: dtype must be a floating-point type, .*int"):
         statistics.standardized(dtype=torch.int32)
-    with pytest.raises(
-        TypeError, match=r"^LinearStatistics.standardized: standardize must be a Standardize, but got L"
-    ):
+    with pytest.raises(TypeError, match=r"standardized: standardize must be a Standardize, but got Linear$"):
         statistics.standardized(torch.nn.Linear(4, 4))
     with pytest.raises(ValueError, match=r"^LinearStatistics.standardized: standardize must be for 4 features, .* 1$"):
         statistics.standardized(Standardize(torch.zeros(1), torch.ones(1)))
@@ -163,16 +164,10 @@ BAD_CALLS = [
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD_CALLS)
 @pytest.mark.parametrize("function", ["fit", "tune"])
 def test_bad_calls_say_what_is_wrong(rows, function, arguments, error, message):
-    statistics = gathered(*rows)
-    call = {"y": None} | arguments
+    pytest.importorskip("optuna")
+    train = functools.partial(fit, initial_linear(4, 2), lr=0.1) if function == "fit" else torchintro.tune
     with pytest.raises(error, match=rf"^{function}: {message}"):
-        if function == "fit":
-            fit(initial_linear(4, 2), statistics, lr=0.1, **call)
-        else:
-            pytest.importorskip("optuna")
-            from torchintro import tune
-
-            tune(statistics, **call)
+        train(gathered(*rows), **{"y": None} | arguments)
 
 
 def test_the_model_must_fit(rows):

@@ -165,7 +165,7 @@ def fit(
         weight_decay: The optimizer's argument, zero by default whatever the optimizer's own default.
         optimizer_options: Further keyword arguments of the optimizer, such as ``{"nesterov": True}``.
         validation: ``(X_val, y_val)``: their loss is computed after each epoch. With a table also another table, or the
-            share of the rows to hold out, chosen by ``seed``. With statistics those of the rows held out.
+            share of the rows to hold out, chosen by ``seed``. With a table or statistics those of the rows held out.
         engine: ``"statistics"``, one pass over the rows for all epochs (full batch; sgd, adam and adamw; float32 and
             float64); ``"fused"``, all epochs in one operator (likewise, and mini-batches); ``"autograd"``, the fused
             loss in a PyTorch loop (everything else too); ``"reference"``, the same loop in plain PyTorch; ``"auto"``,
@@ -173,7 +173,7 @@ def fit(
         seed: Seed of the permutations; None draws them from PyTorch's global random state.
         progress: True prints the engine and the loss every tenth of the run, and how far the pass over a table is; a
             callable is given ``(epoch, loss)`` after every epoch. If it has a method ``begin``, that is given
-            ``(engine, reason)`` before the first epoch, and the epochs come in groups, up to a quarter of a second late.
+            ``(engine, reason)`` before the first epoch, and epochs come in groups, up to a quarter of a second late.
 
     Returns:
         The losses, the engine and the time taken.
@@ -343,13 +343,16 @@ def table_rows(
         raise TypeError(
             f"{function}: y must be None with a table, which has its own targets, but got {type(y).__name__}"
         )
-    if is_table(validation):
+    if is_table(validation) or isinstance(validation, LinearStatistics):
+        kind = "statistics" if isinstance(validation, LinearStatistics) else "a table"
         sizes = (validation.in_features, validation.out_features)
         if sizes != (table.in_features, table.out_features):
             raise ValueError(
-                f"{function}: validation must be a table of {table.in_features} features and {table.out_features} "
+                f"{function}: validation must be {kind} of {table.in_features} features and {table.out_features} "
                 f"targets, as X has, but has {sizes[0]} and {sizes[1]}"
             )
+        if isinstance(validation, LinearStatistics) and validation.count.item() == 0:
+            raise ValueError(f"{function}: validation must have at least one row of positive weight, but has none")
     elif isinstance(validation, (int, float)):
         validation = _checks.fraction(function, "validation", validation)
     elif validation is not None:

@@ -79,9 +79,10 @@ def tune(
     unfinished is not counted.
 
     Each finished trial's ``user_attrs`` hold ``engine``, ``epochs``, ``seconds_per_epoch`` (its share of the batch's
-    time) and ``train_loss``; with ``benchmark`` also ``reference_seconds_per_epoch``; and if it diverged, ``diverged``
-    (True) and ``diverged_epoch``. A trial whose parameters do not go together, such as ``nesterov`` and a momentum of
-    0, is a failed one, with the optimizer's reason as ``refused``.
+    time) and ``train_loss``; with ``benchmark`` also ``reference_seconds_per_epoch`` and the number of epochs on which
+    that was measured, ``reference_epochs``; and if it diverged, ``diverged`` (True) and ``diverged_epoch``. A trial
+    whose parameters do not go together, such as ``nesterov`` and a momentum of 0, is a failed one, with the optimizer's
+    reason as ``refused``. ``study.user_attrs["engines"]`` says why each engine of the last call was taken.
 
     Args:
         X: Features ``(N, D)``, tensor or NumPy array; a floating-point type is that of the model. Or a table
@@ -103,8 +104,8 @@ def tune(
         weight_decay: As for :func:`torchintro.fit`.
         optimizer_options: As for :func:`torchintro.fit`.
         validation: ``(X_val, y_val)``, with a table also another table, or the share of the rows to hold out (chosen by
-            ``seed``); with statistics those of the rows held out. The objective is the final validation loss; without
-            validation, the final training loss.
+            ``seed``); with a table or statistics those of the rows held out. The objective is the final validation
+            loss; without validation, the final training loss.
         storage: Where Optuna keeps the study: a URL such as ``"sqlite:///study.db"`` or a storage object; None keeps
             it in memory.
         study_name: The study's name in the storage.
@@ -283,6 +284,8 @@ def _of_table(
             settings["validation"] = held_out.fingerprint()
         elif isinstance(held_out, tuple):
             settings["validation"] = _fingerprint(*held_out)
+        elif isinstance(held_out, LinearStatistics):
+            settings["validation"] = _fingerprint(*held_out.tensors)
     initial = initial_linear(table.in_features, table.out_features, seed=seed, dtype=table.dtype)
     return StudyData(rows, initial, settings, None, shared=True)
 

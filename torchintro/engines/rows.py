@@ -144,7 +144,8 @@ class TableRows(Rows):
 
     Args:
         table: The rows to train on, or with a share held out, those and the others.
-        validation: The share of the rows that is held out, another table, a pair of matrices, or None.
+        validation: The share of the rows that is held out, another table, a pair of matrices, the statistics of other
+            rows, or None.
         function: Whose arguments these are.
         dtype: Of the model.
         device: Of the model.
@@ -155,7 +156,7 @@ class TableRows(Rows):
     def __init__(
         self,
         table: Table,
-        validation: float | Table | tuple[Tensor, Tensor] | None = None,
+        validation: float | Table | tuple[Tensor, Tensor] | LinearStatistics | None = None,
         *,
         function: str = "fit",
         dtype: torch.dtype,
@@ -189,6 +190,7 @@ class TableRows(Rows):
         if self.statistics is None:
             share = _share()
             train, held_out = self._empty(), self._empty() if self.has_validation else None
+            given = self.validation if isinstance(self.validation, LinearStatistics) else None
             if isinstance(self.validation, float) and held_out is not None:
                 pieces = self.table.marked_pieces(self.validation, seed=self.seed, share=share, progress=self.progress)
                 for X, y, mark in pieces:
@@ -199,24 +201,28 @@ class TableRows(Rows):
                     train.update(*self._here(X, y))
                 if isinstance(self.validation, tuple) and held_out is not None:
                     held_out.update(*self.validation)
+                elif given is not None:
+                    held_out = given
                 elif self.validation is not None and held_out is not None:
-                    assert not isinstance(self.validation, (float, tuple))
+                    assert not isinstance(self.validation, (float, tuple, LinearStatistics))
                     for X, y in self.validation.pieces(share=share, progress=self.progress):
                         held_out.update(*self._here(X, y))
             if share[1] > 1:
                 train.reduce()
-                if held_out is not None and not isinstance(self.validation, tuple):
+                if held_out is not None and not isinstance(self.validation, (tuple, LinearStatistics)):
                     held_out.reduce()
             for name, part in (("X", train), ("validation", held_out)):
                 if part is not None and part.count.item() == 0:
                     raise ValueError(f"{self.function}: {name} must have at least one row, but the table has none")
-            self.statistics = train.to("cpu"), None if held_out is None else held_out.to("cpu")
+            if held_out is not None and held_out is not given:
+                held_out.to("cpu")
+            self.statistics = train.to("cpu"), held_out
         return self.statistics
 
     def moments(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the second moments of the training rows and of those held out (or none), gathered once."""
         train, held_out = self.gather()
-        return list(train.tensors), [] if held_out is None else list(held_out.tensors)
+        return list(train.tensors), [] if held_out is None else [moment.cpu() for moment in held_out.tensors]
 
     def loss(self, weight: Tensor, bias: Tensor | None) -> float:
         """Return the loss of the training rows."""
@@ -224,7 +230,7 @@ class TableRows(Rows):
 
     def validation_loss(self, weight: Tensor, bias: Tensor | None) -> float:
         """Return the loss of the rows held out, from their second moments."""
-        held_out = self.gather()[1]
+        held_out = self.validation if isinstance(self.validation, LinearStatistics) else self.gather()[1]
         assert held_out is not None
         return float(held_out.loss(weight, bias).item())
 
