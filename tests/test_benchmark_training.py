@@ -260,27 +260,12 @@ def test_the_operator_trains_the_model_in_place():
         torch.testing.assert_close(list(model.parameters()), list(expected.parameters()))
 
 
-def test_without_the_operator_its_peer_is_left_out(monkeypatch):
-    monkeypatch.setattr(fused.torch, "ops", type("ops", (), {"torchintro": object()})())
-    with pytest.raises(Unavailable, match="this build of torchintro has no operator linear_mse_fit"):
-        fused.training_operator()
-
-
-def test_an_operator_without_a_kernel_for_the_device_is_left_out(monkeypatch):
-    def operator(*_):
-        raise NotImplementedError("Could not run 'torchintro::linear_mse_fit'\nand more")
-
-    monkeypatch.setattr(fused, "training_operator", lambda: operator)
-    result = run("P2")
-    assert result.skipped["fused"] == "linear_mse_fit failed here: Could not run 'torchintro::linear_mse_fit'"
-
-
-def wrong_operator(X, y, weight, bias, *_):
+def wrong_operator(X, weight, y, *, linear_bias, lr):
     weight.mul_(1.001)
 
 
 def test_an_operator_that_trains_wrongly_is_found(monkeypatch):
-    monkeypatch.setattr(fused, "training_operator", lambda: wrong_operator)
+    monkeypatch.setattr(fused.functional, "linear_full_batch_fit", wrong_operator)
     result = run("P2")
     assert re.match(r"fused computes parameters with an error of \S+, where \S+ is allowed", result.failures[0])
     assert not result.measurements

@@ -9,3 +9,11 @@ def linear_mse_loss(
     reduction: str,
     /,
 ) -> Tensor | None: ...
+def linear_full_batch_fit(
+    input: Tensor,
+    target: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    lr: Tensor,
+    /,
+) -> Tensor | None: ...

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["direct_call", "library_path"]
+__all__ = ["direct_calls", "library_path"]
 
 _REBUILD = "rebuild it in its source folder: `pip install --no-build-isolation --force-reinstall --no-deps .`"
 
@@ -60,8 +60,8 @@ def _warn_of_choice(variable: str, expected: str, active: str) -> None:
         )
 
 
-def _load() -> Callable[..., Tensor | None]:
-    """Load the operators; return the way to call the public one that does not go through torch.ops."""
+def _load() -> tuple[Callable[..., Tensor | None], Callable[..., Tensor | None]]:
+    """Load the operators; return the ways to call the public ones that do not go through torch.ops."""
     path = library_path()
     try:
         from . import _C
@@ -80,8 +80,8 @@ def _load() -> Callable[..., Tensor | None]:
         from . import _call
     except ImportError as error:
         raise ImportError(f"torchintro: its build is incomplete ({error}); {_REBUILD}") from error
-    return _call.linear_mse_loss
+    return _call.linear_mse_loss, _call.linear_full_batch_fit
 
 
-# The loss, or None for a call that has to go through torch.ops: see csrc/python/call.cpp.
-direct_call = _load()
+# Each returns its result, or None for a call that has to go through torch.ops: see csrc/python/call.cpp.
+direct_calls = _load()

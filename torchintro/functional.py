@@ -10,7 +10,7 @@ from torch.jit import _builtins as _script_builtins
 from . import _library  # first: it defines torch.ops.torchintro
 from ._distributed import register_when_imported
 
-__all__ = ["linear_mse_loss"]
+__all__ = ["linear_full_batch_fit", "linear_mse_loss"]
 
 
 def linear_mse_loss(
@@ -63,8 +63,47 @@ def linear_mse_loss(
     return loss
 
 
+def linear_full_batch_fit(
+    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None, lr: Tensor
+) -> Tensor:
+    r"""Train a linear layer in place by gradient descent on all rows, every epoch of it in this one call.
+
+    Equivalent, within rounding, to as many steps of ``torch.optim.SGD`` on ``linear_mse_loss`` as ``lr`` has elements.
+    It is the least that :func:`torchintro.fit` with the engine ``"statistics"`` does, without its checks, options and
+    callbacks: for the smallest problems, and for programs without Python, where it is the operator
+    ``torchintro::linear_full_batch_fit`` (which takes the other optimizers too: see ``csrc/fit/fit.h``).
+
+    Args:
+        input: :math:`(N, D)`, D = ``in_features``; float64, float32, bfloat16 or float16.
+        linear_weight: :math:`(O, D)`, O = ``out_features``, float32 or float64; trained in place, outside autograd.
+        target: :math:`(N, O)`; ``input``'s dtype or float32.
+        linear_bias: :math:`(O,)`, ``linear_weight``'s dtype, trained in place, or None.
+        lr: :math:`(E,)`, float64 on the CPU: the learning rate of each epoch.
+
+    Returns:
+        The loss of each epoch before its update, :math:`(E,)`, float64 on the CPU. From the epoch on in which it is not
+        finite, NaN or infinite; the parameters are then those of the last finite loss.
+
+    Raises:
+        ValueError: A shape or a device is wrong.
+        TypeError: A dtype is not supported.
+
+    Example:
+        >>> x, w = torch.ones(4, 1), torch.zeros(1, 1)
+        >>> linear_full_batch_fit(x, w, 3 * x, lr=torch.full((2,), 0.5, dtype=torch.float64))
+        tensor([9., 0.], dtype=torch.float64)
+        >>> w
+        tensor([[3.]])
+    """
+    direct = _direct_fit(input, target, linear_weight, linear_bias, lr)
+    if direct is None:
+        direct = torch.ops.torchintro.linear_full_batch_fit(input, target, linear_weight, linear_bias, lr)
+    losses: Tensor = direct
+    return losses
+
+
 _operator = torch.ops.torchintro.linear_mse_loss.default
-_direct_call = _library.direct_call
+_direct_call, _direct_fit = _library.direct_calls
 
 # TorchScript compiles no function with keyword-only defaults; as torch.nn.functional does for its own, the function is
 # named as the operator's Python face, and a script calls the operator.

@@ -1,5 +1,5 @@
 // The CPU key of _linear_moments: one pass by the kernel of cpu/kernels/moments_impl.h, or products for what is wide.
-#include "fit/linear_moments.h"
+#include "cpu/linear_moments.h"
 
 #include "cpu/call.h"
 
@@ -101,6 +101,8 @@ void finish(const RowMoments& call, const double* sums, const LinearMoments& mom
   }
 }
 
+} // namespace
+
 LinearMoments linear_moments_cpu(
     const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& given_weight) {
   check_moments_inputs(input, target, given_weight);
@@ -145,5 +147,4 @@ TORCH_LIBRARY_IMPL(torchintro, CPU, m) {
   m.impl("_linear_moments", linear_moments_cpu);
 }
 
-} // namespace
 } // namespace torchintro::fit

@@ -1,7 +1,8 @@
 // The training-loop operators' schemas, the check of their arguments, and what their backends share.
 #include "fit/fit.h"
 
-#include <ATen/ops/full.h>
+#include "problem.h"
+
 #include <ATen/ops/randperm.h>
 #include <torch/library.h>
 
@@ -287,10 +288,12 @@ MomentsRun check_moments_run(
 }
 
 Losses no_losses(const Run& run, bool validation) {
-  const double nan = std::numeric_limits<double>::quiet_NaN();
-  return {
-      at::full({run.epochs, run.models}, nan, at::kDouble),
-      at::full({validation ? run.epochs : 0, run.models}, nan, at::kDouble)};
+  const auto none = [&](int64_t epochs) {
+    auto losses = empty_result({epochs, run.models}, at::TensorOptions(at::kDouble));
+    std::fill_n(losses.mutable_data_ptr<double>(), losses.numel(), std::numeric_limits<double>::quiet_NaN());
+    return losses;
+  };
+  return {none(run.epochs), none(validation ? run.epochs : 0)};
 }
 
 void count_changes(const Run& run) {

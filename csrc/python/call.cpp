@@ -1,4 +1,4 @@
-// torchintro._call: the operator for Python, without the boxed stack of torch.ops, which takes longer than the whole work of a
+// torchintro._call: the operators for Python, without the boxed stack of torch.ops, which takes longer than the whole work of a
 // small problem. As torch's own functions are called: the arguments' tensors go straight to the dispatcher, where everything
 // that is registered by dispatch key (autograd, autocast, functorch, modes, the profiler) finds the call as ever. What is
 // decided above the dispatcher is left to torch.ops: __torch_function__ of a subclass or a mode, torch.jit.trace, and what
@@ -80,10 +80,52 @@ PyObject* linear_mse_loss(PyObject* /*module*/, PyObject* const* args, Py_ssize_
   END_HANDLE_TH_ERRORS
 }
 
+using FullBatchFit = at::Tensor(
+    const at::Tensor&,
+    const at::Tensor&,
+    const at::Tensor&,
+    const OptionalTensor&,
+    const at::Tensor&,
+    std::string_view,
+    at::ArrayRef<double>);
+
+// linear_full_batch_fit(input, target, linear_weight, linear_bias, lr) -> the losses by plain gradient descent, or None for a
+// call that torch.ops must make.
+PyObject* linear_full_batch_fit(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 5, "linear_full_batch_fit: expected 5 arguments, but got ", count);
+  for (int i = 0; i < 5; ++i) {
+    if (!THPVariable_CheckExact(args[i]) && !(i == 3 && args[i] == Py_None)) {
+      Py_RETURN_NONE;
+    }
+  }
+  if (at::impl::torch_function_mode_enabled() || torch::jit::tracer::isTracing()) {
+    Py_RETURN_NONE;
+  }
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("torchintro::linear_full_batch_fit", "").typed<FullBatchFit>();
+  const at::Tensor input = THPVariable_Unpack(args[0]);
+  const at::Tensor target = THPVariable_Unpack(args[1]);
+  const at::Tensor linear_weight = THPVariable_Unpack(args[2]);
+  const auto linear_bias = optional_tensor(args[3]);
+  const at::Tensor lr = THPVariable_Unpack(args[4]);
+  at::Tensor losses;
+  {
+    const pybind11::gil_scoped_release no_gil;
+    losses = op.call(input, target, linear_weight, linear_bias, lr, "sgd", {});
+  }
+  return THPVariable_Wrap(std::move(losses));
+  END_HANDLE_TH_ERRORS
+}
+
 // A function of this signature is what METH_FASTCALL means; the table's type is that of any other method.
 PyMethodDef methods[] = {
     {"linear_mse_loss",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(linear_mse_loss)),
+     METH_FASTCALL,
+     nullptr},
+    {"linear_full_batch_fit",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(linear_full_batch_fit)),
      METH_FASTCALL,
      nullptr},
     {nullptr, nullptr, 0, nullptr}};
@@ -91,7 +133,7 @@ PyMethodDef methods[] = {
 PyModuleDef module{
     PyModuleDef_HEAD_INIT,
     "_call",
-    "The operator, without torch.ops' boxed stack.",
+    "The operators, without torch.ops' boxed stack.",
     -1,
     methods,
     nullptr,

@@ -5,30 +5,16 @@ What they call is written here and nowhere else in the benchmark.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import engines
+from .. import engines, functional
 from ..optimizers import Optimizer
-from .peers import Unavailable, first_line
 
-__all__ = ["ModelsAtOnce", "OperatorFit", "training_operator"]
-
-
-def training_operator() -> Callable[..., Any]:
-    """Return what is called for a training run without :func:`torchintro.fit` around it.
-
-    Raises:
-        Unavailable: This build has none.
-    """
-    try:
-        operator: Callable[..., Any] = torch.ops.torchintro.linear_mse_fit.default
-    except AttributeError:
-        raise Unavailable("this build of torchintro has no operator linear_mse_fit") from None
-    return operator
+__all__ = ["ModelsAtOnce", "OperatorFit"]
 
 
 class OperatorFit:
@@ -40,28 +26,15 @@ class OperatorFit:
     NOTE = "fused is the operator itself, its tensors made once, as compiled JAX is called; fit is what is around it"
 
     def __init__(self, model: nn.Linear, X: Tensor, y: Tensor, *, lr: float, epochs: int) -> None:
-        self.operator = training_operator()
-        models = 1
-        state = X.new_zeros(1, models, model.weight.numel() + model.bias.numel())
-        self.arguments = (
-            X,
-            y,
-            model.weight.detach()[None],
-            model.bias.detach()[None],
-            torch.full((epochs, models), lr, dtype=torch.float64),
-            torch.zeros(models, 5, dtype=torch.float64),
-            state,
-            torch.full((models,), -1),
-            "sgd",
-        )
-        try:
-            self()
-        except NotImplementedError as error:  # no kernel for the device
-            raise Unavailable(f"linear_mse_fit failed here: {first_line(error)}") from None
+        self.arguments = X, model.weight.detach(), y
+        self.options = {
+            "linear_bias": model.bias.detach(),
+            "lr": torch.full((epochs,), lr, dtype=torch.float64),
+        }
 
     def __call__(self) -> object:
         """Train; return the losses."""
-        return self.operator(*self.arguments)
+        return functional.linear_full_batch_fit(*self.arguments, **self.options)
 
 
 class ModelsAtOnce:

@@ -31,8 +31,8 @@ class OperatorRun(abc.ABC):
         memory = 1 + max(rule.memory for rule in rules)
         parameters = weight.numel() + weight.shape[0]
         self.state = torch.zeros(memory, models, parameters, dtype=dtype, device=self.weight.device)
-        first = weight.flatten() if bias is None else torch.cat([weight.flatten(), bias.detach()])
-        self.state[0, :, : first.numel()] = first
+        self._initial = weight.flatten() if bias is None else torch.cat([weight.flatten(), bias.detach()])
+        self.state[0, :, : self._initial.numel()] = self._initial
         self.stopped = torch.full((models,), -1)
         self.trained = initial.weight.requires_grad, bias is not None and bias.requires_grad
         self.epoch = self.step = 0
@@ -48,6 +48,11 @@ class OperatorRun(abc.ABC):
 
     @abc.abstractmethod
     def _call(self, lr: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def start_again(self) -> None:
+        """Put all parameters back to the initial ones."""
+        self.state[0, :, : self._initial.numel()] = self._initial
+        self.put_back()
 
     def put_back(self, model: int | None = None) -> None:
         """Put the parameters of one model or of all back to what they were when their loss was last finite."""
@@ -72,7 +77,6 @@ class FusedRun(OperatorRun):
         shuffle: bool,
         generator: torch.Generator | None,
     ) -> None:
-        rows.check_finite()
         super().__init__(initial, rules, dtype=rows.dtype)
         self.rows = rows
         self.batch_size = rows.count if batch_size is None else min(batch_size, rows.count)

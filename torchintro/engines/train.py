@@ -108,7 +108,11 @@ def _drive(run: OperatorRun, rows: Rows, lr: Tensor, report: Report | None, want
         stops = run.stopped.tolist()
         stopped = min(stops) >= 0
         if first == 0 and 0 in stops:
-            rows.check_finite()  # what the pass for second moments did not look for
+            try:  # Where a value is not finite no loss is, so that no pass of its own had to look for one before.
+                rows.check_finite()
+            except ValueError:
+                run.start_again()
+                raise
         if report is not None:
             # An epoch in which all models failed has no loss to report.
             last = max(stops) if stopped else first + count

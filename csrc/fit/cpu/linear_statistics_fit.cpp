@@ -5,6 +5,8 @@
 //
 // Everything is about centred data and in float64. Operations an epoch and model: 2 O D^2. Bytes: sxx once for every four rows
 // of weights, out of a cache for up to some hundred features.
+#include "fit/cpu/linear_statistics_fit.h"
+
 #include "cpu/kernels/kernels.h"
 #include "fit/cpu/models.h"
 
@@ -18,18 +20,38 @@ namespace {
 
 // Rows of weights that are multiplied with sxx at once.
 constexpr int64_t kRowsAtOnce = 4;
-// Multiplications that are worth waking a thread for.
-constexpr int64_t kOperationsPerThread = 65536;
+// Multiplications that are worth waking a thread for: of models on their own, and of the columns of one product.
+constexpr int64_t kOperationsPerThread = int64_t{1} << 20; // some 100 us
+constexpr int64_t kOperationsPerColumns = 131072;
+
+// The moments as the loop reads them, each epoch anew: asking a tensor for its data takes as long as an epoch of one feature.
+struct Sums {
+  double count;
+  const double *mean_x, *mean_y, *sxx, *sxy, *syy;
+
+  explicit Sums(const Moments& m)
+      : count(*m.count.const_data_ptr<double>()),
+        mean_x(m.mean_x.const_data_ptr<double>()),
+        mean_y(m.mean_y.const_data_ptr<double>()),
+        sxx(m.sxx.const_data_ptr<double>()),
+        sxy(m.sxy.const_data_ptr<double>()),
+        syy(m.syy.const_data_ptr<double>()) {}
+};
 
 class Loop {
  public:
   explicit Loop(const MomentsRun& run)
       : run_(run),
+        sums_(run.train),
         models_(run),
         row_products_(cpu::find_kernels(cpu::DType::Float64, cpu::DType::Float64).row_products),
         d_(run.in_features),
         o_(run.out_features),
-        group_(std::max<int64_t>(1, kRowsAtOnce / run.out_features)) {}
+        group_(std::max<int64_t>(1, kRowsAtOnce / run.out_features)) {
+    if (run.validation) {
+      validation_.emplace(*run.validation);
+    }
+  }
 
   Losses run() {
     auto results = no_losses(run_, run_.validation.has_value());
@@ -57,12 +79,12 @@ class Loop {
         return;
       }
       const int64_t step = run_.step + epoch;
-      multiply(run_.train, first, last, q);
+      multiply(sums_, first, last, q);
       for (int64_t k = first; k < last; ++k) {
         if (models_.has_stopped(k)) {
           continue;
         }
-        const double loss = loss_and_gradient<true>(run_.train, k, q + (k - first) * o_ * d_, gradient);
+        const double loss = loss_and_gradient<true>(sums_, k, q + (k - first) * o_ * d_, gradient);
         losses_[epoch * run_.models + k] = loss;
         if (is_finite(loss)) {
           models_.update(k, models_.update_of(k, epoch, step), 0, models_.parameters(), gradient);
@@ -70,11 +92,11 @@ class Loop {
           stop(k, epoch, step);
         }
       }
-      if (run_.validation) {
-        multiply(*run_.validation, first, last, q);
+      if (validation_) {
+        multiply(*validation_, first, last, q);
         for (int64_t k = first; k < last; ++k) {
           if (!models_.has_stopped(k)) {
-            const double loss = loss_and_gradient<false>(*run_.validation, k, q + (k - first) * o_ * d_, nullptr);
+            const double loss = loss_and_gradient<false>(*validation_, k, q + (k - first) * o_ * d_, nullptr);
             validation_losses_[epoch * run_.models + k] = loss;
             if (!is_finite(loss)) {
               stop(k, epoch, step + 1);
@@ -95,20 +117,19 @@ class Loop {
   }
 
   // q = w sxx for all outputs of models [first, last)
-  void multiply(const Moments& m, int64_t first, int64_t last, double* q) const {
-    const double* sxx = m.sxx.const_data_ptr<double>();
+  void multiply(const Sums& m, int64_t first, int64_t last, double* q) const {
     const int64_t rows = (last - first) * o_;
     if (d_ == 1) {
       for (int64_t i = 0; i < rows; ++i) {
-        q[i] = *sxx * models_.weight(first)[i];
+        q[i] = *m.sxx * models_.weight(first)[i];
       }
       return;
     }
-    const cpu::RowProducts call{models_.weight(first), sxx, q, rows, d_, d_};
-    if (at::in_parallel_region() || rows * d_ * d_ < 2 * kOperationsPerThread) {
+    const cpu::RowProducts call{models_.weight(first), m.sxx, q, rows, d_, d_};
+    if (at::in_parallel_region() || rows * d_ * d_ < kOperationsPerColumns) {
       row_products_(call, 0, d_);
     } else {
-      at::parallel_for(0, d_, kOperationsPerThread / (rows * d_) + 1, [&](int64_t begin, int64_t end) {
+      at::parallel_for(0, d_, kOperationsPerColumns / (2 * rows * d_) + 1, [&](int64_t begin, int64_t end) {
         row_products_(call, begin, end);
       });
     }
@@ -116,28 +137,24 @@ class Loop {
 
   // From q = w sxx, the loss; and the gradient, as the state has the parameters.
   template <bool Gradient>
-  double loss_and_gradient(const Moments& m, int64_t model, const double* q, double* gradient) const {
-    const double n = *m.count.const_data_ptr<double>();
-    const double* mean_x = m.mean_x.const_data_ptr<double>();
-    const double* mean_y = m.mean_y.const_data_ptr<double>();
-    const double* sxy = m.sxy.const_data_ptr<double>();
-    const double* syy = m.syy.const_data_ptr<double>();
+  double loss_and_gradient(const Sums& m, int64_t model, const double* q, double* gradient) const {
+    const double n = m.count;
     const double* w = models_.weight(model);
     const double* b = models_.bias(model);
     const double scale = 2 / (n * static_cast<double>(o_));
     double sum = 0;
     for (int64_t o = 0; o < o_; ++o, w += d_, q += d_) {
-      double e = (b ? b[o] : 0) - mean_y[o], squares = syy[o];
+      double e = (b ? b[o] : 0) - m.mean_y[o], squares = m.syy[o];
       for (int64_t d = 0; d < d_; ++d) {
-        const double xy = sxy[d * o_ + o];
-        e += w[d] * mean_x[d];
+        const double xy = m.sxy[d * o_ + o];
+        e += w[d] * m.mean_x[d];
         squares += w[d] * (q[d] - xy - xy);
       }
       // Rounding can leave a fit without residuals below zero.
       sum += std::max(squares, 0.0) + n * e * e;
       if (Gradient) {
         for (int64_t d = 0; d < d_; ++d) {
-          gradient[o * d_ + d] = scale * (q[d] - sxy[d * o_ + o] + n * e * mean_x[d]);
+          gradient[o * d_ + d] = scale * (q[d] - m.sxy[d * o_ + o] + n * e * m.mean_x[d]);
         }
         gradient[models_.weights() + o] = scale * n * e;
       }
@@ -146,6 +163,8 @@ class Loop {
   }
 
   const MomentsRun& run_;
+  Sums sums_;
+  std::optional<Sums> validation_;
   Models<double> models_;
   cpu::RowProductsKernel row_products_;
   int64_t d_, o_;
@@ -153,6 +172,14 @@ class Loop {
   double* losses_ = nullptr;
   double* validation_losses_ = nullptr;
 };
+
+} // namespace
+
+Losses train_on_moments(const MomentsRun& run) {
+  return Loop(run).run();
+}
+
+namespace {
 
 Losses linear_statistics_fit_cpu(
     at::TensorList moments,
@@ -184,7 +211,9 @@ Losses linear_statistics_fit_cpu(
       train_weight,
       train_bias,
       largest);
-  return Loop(run).run();
+  auto losses = train_on_moments(run);
+  count_changes(run);
+  return losses;
 }
 
 TORCH_LIBRARY_IMPL(torchintro, CPU, m) {
