@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from torchintro import open_table
 from torchintro.evaluation import evaluate, predict
 from torchintro.training import initial_linear
 
@@ -141,3 +143,56 @@ def test_a_model_of_nan_scores_nan(device):
     model = torch.nn.Linear(2, 1, device=device)
     torch.nn.init.constant_(model.weight, float("nan"))
     assert math.isnan(evaluate(model, torch.randn(10, 2, device=device), torch.randn(10, 1, device=device))["r2"])
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+def test_a_table_is_judged_as_its_rows(suffix, tmp_path):
+    rows = 40_000  # several chunks
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.randn(rows, 4, generator=generator) * 10
+    columns[:, 3] = 2.5
+    columns[:, 2] += 1000
+    path = tmp_path / f"table{suffix}"
+    names = ["a", "b", "c", "d"]
+    if suffix == ".npy":
+        np.save(path, columns.numpy())
+        names = ["0", "1", "2", "3"]
+    elif suffix == ".csv":
+        header = ",".join(names)
+        np.savetxt(path, columns.numpy(), fmt="%.9g", delimiter=",", header=header, comments="")
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+
+        parquet.write_table(pyarrow.table(dict(zip(names, columns.numpy().T, strict=True))), path)
+    if suffix != ".npy":
+        pytest.importorskip("pyarrow")
+    table = open_table(path, target=names[2:])
+    torch.manual_seed(0)
+    model = nn.Linear(2, 2)
+    X, y = columns[:, :2], columns[:, 2:]
+    assert evaluate(model, table) == pytest.approx(evaluate(model, X, y), rel=1e-6)
+    exact = nn.Linear(2, 1)  # a constant target that is met counts 1, as in memory
+    with torch.no_grad():
+        exact.weight.zero_()
+        exact.bias.fill_(2.5)
+    assert evaluate(exact, open_table(path, target=names[3], features=names[:2]))["r2"] == 1.0
+    without = open_table(path, features=names[1:3], target=())
+    piece, nothing = next(iter(without.pieces()))
+    assert torch.equal(piece, columns[: len(piece), 1:3])
+    assert nothing.shape == (len(piece), 0)
+
+
+def test_what_does_not_go_with_a_table_is_said(tmp_path):
+    np.save(tmp_path / "table.npy", np.ones((5, 3), np.float32))
+    table = open_table(tmp_path / "table.npy")
+    with pytest.raises(
+        TypeError, match=r"^evaluate: y must be None with a table, which has its own targets, .* Tensor"
+    ):
+        evaluate(nn.Linear(2, 1), table, torch.ones(5, 1))
+    with pytest.raises(TypeError, match=r"^evaluate: y must be a tensor or a NumPy array, but got None"):
+        evaluate(nn.Linear(2, 1), torch.ones(5, 2))
+    with pytest.raises(ValueError, match=r"^evaluate: X must be a table of as many targets as the model predicts"):
+        evaluate(nn.Linear(2, 2), table)
+    with pytest.raises(TypeError, match=r"^evaluate: progress must be True or False, but got 1"):
+        evaluate(nn.Linear(2, 1), table, progress=1)

@@ -278,7 +278,7 @@ class TestShares:
             # Again: where a share of a CSV begins is remembered.
             again = [torch.cat(gather(table, rows=rows, share=(r, world_size)), 1) for r in range(world_size)]
             assert all(torch.equal(a, b) for a, b in zip(shares, again, strict=True))
-            mask = torch.from_numpy(tables._belongs(tables._Part(int(0.3 * 2**64), seed, True), 0, len(whole)))
+            mask = torch.from_numpy(tables._belongs(tables._Part(0, int(0.3 * 2**64), seed), 0, len(whole)))
             with contextlib.suppress(ValueError):  # few rows may all be on one side
                 for part, expected in zip(table.split(0.3, seed=seed), (whole[~mask], whole[mask]), strict=True):
                     parts = [torch.cat(gather(part, rows=rows, share=(r, world_size)), 1) for r in range(world_size)]
@@ -316,7 +316,7 @@ class TestSplit:
 
     def test_it_is_a_fraction_of_the_rows_without_pattern(self):
         rows = 100_000
-        masks = [tables._belongs(tables._Part(int(0.2 * 2**64), seed, True), 0, rows) for seed in (0, 1)]
+        masks = [tables._belongs(tables._Part(0, int(0.2 * 2**64), seed), 0, rows) for seed in (0, 1)]
         for mask in masks:
             # Within five standard errors: the fraction, and how often two neighbours are held out both.
             assert abs(mask.mean() - 0.2) < 5 * math.sqrt(0.16 / rows)
@@ -324,7 +324,7 @@ class TestSplit:
         assert abs((masks[0] & masks[1]).mean() - 0.04) < 5 * math.sqrt(0.04 / rows)
 
     def test_it_never_changes(self):
-        mask = tables._belongs(tables._Part(2**63, 7, True), 10**12, 12)
+        mask = tables._belongs(tables._Part(0, 2**63, 7), 10**12, 12)
         assert "".join(str(int(value)) for value in mask) == "011110111101"
 
     def test_the_first_numbers_are_splitmix64_s(self):
@@ -355,12 +355,24 @@ class TestSplit:
         with pytest.raises(error, match=f"^{message}"):
             table.split(**arguments)
 
-    def test_a_part_is_not_split_again(self, tmp_path):
-        train, _ = open_table(write(tmp_path / "t", "npy", numbers(100))).split()
-        with pytest.raises(ValueError, match=r"^Table\.split: the table must not be a part"):
-            train.split()
-        with pytest.raises(ValueError, match=r"^Table\.marked_pieces: the table must not be a part"):
-            train.marked_pieces()
+    def test_a_part_is_split_again_by_the_same_hash(self, tmp_path):
+        matrix = numbers(5000)
+        table = open_table(write(tmp_path / "t", "npy", matrix))
+        rest, test = table.split(0.2, seed=5)
+        train, held_out = rest.split(0.25, seed=5)
+        parts = [gather(part, rows=64)[0] for part in (train, held_out, test)]
+        assert abs(len(parts[1]) - 1000) < 5 * math.sqrt(5000 * 0.2 * 0.8)
+        together = torch.cat(parts)
+        assert torch.equal(together.sort(0).values, gather(table)[0].sort(0).values)
+        X, y, mark = (torch.cat(part) for part in zip(*rest.marked_pieces(0.25, seed=5, rows=64), strict=True))
+        assert len(X) == len(y) == train.rows + held_out.rows
+        assert torch.equal(X[mark], parts[1])
+        assert torch.equal(X[~mark], parts[0])
+        assert [repr(part).count(", held out") for part in (train, held_out, test, rest)] == [0, 1, 1, 0]
+        with pytest.raises(ValueError, match=r"^Table\.split: seed must be 5 for a part of a table that was split by"):
+            rest.split(seed=4)
+        with pytest.raises(ValueError, match=r"^Table\.marked_pieces: seed must be 5 for a part of a table"):
+            rest.marked_pieces()
 
 
 def test_standardize(tmp_path):
@@ -573,7 +585,6 @@ def array(matrix: object):
     [
         (".csv", text("a,b\n1,2\n"), {"target": "c"}, "has no column 'c'; it has a, b$"),
         (".csv", text("a,b\n1,2\n"), {"features": ["c"]}, "has no column 'c'; it has a, b$"),
-        (".csv", text("a,b\n1,2\n"), {"target": []}, "target must name at least one column, but got none$"),
         (".csv", text("a,b\n1,2\n"), {"features": ["b"]}, "column 'b' is named as a feature and as a target$"),
         (".csv", text("a,b\n1,2\n"), {"features": ["a", "a"]}, "a column is named twice: a, a$"),
         (".csv", text("a,a\n1,2\n"), {}, "has more than one column 'a'$"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchintro import DivergedError, fit, open_table, tune
+from torchintro import DivergedError, LinearStatistics, fit, open_table, tune
 from torchintro.training import initial_linear
 
 
@@ -87,6 +87,26 @@ def test_a_share_is_held_out_by_the_seed(table, batch_size):
     expected = fit(in_memory, *parts[0], shuffle=False, validation=parts[1], engine="autograd", **options)
     assert torch.allclose(result.losses, expected.losses, rtol=2e-5)
     assert torch.allclose(result.validation_losses, expected.validation_losses, rtol=2e-5)
+
+
+@pytest.mark.parametrize("batch_size", [None, 100])
+def test_statistics_may_judge_a_table(table, batch_size, monkeypatch):
+    table, X, y = table
+    held_out = LinearStatistics(5, 1).update(X[:300], y[:300])
+    before = [moment.clone() for moment in held_out.tensors]
+    options = {"lr": 0.05, "epochs": 3, "batch_size": batch_size}
+    expected = fit(model_for(X), table, validation=(X[:300], y[:300]), **options)
+    passes = []
+    pieces = type(table).pieces
+    monkeypatch.setattr(type(table), "pieces", lambda self, **options: passes.append(1) or pieces(self, **options))
+    result = fit(model_for(X), table, validation=held_out, **options)
+    assert torch.allclose(result.validation_losses, expected.validation_losses, rtol=1e-6)
+    assert len(passes) == (1 if batch_size is None else 3)  # none for the rows held out
+    assert all(torch.equal(own, was) for own, was in zip(held_out.tensors, before, strict=True))
+    with pytest.raises(ValueError, match=r"^fit: validation must have at least one row of positive weight, but has"):
+        fit(model_for(X), table, validation=LinearStatistics(5, 1), **options)
+    with pytest.raises(ValueError, match=r"^fit: validation must be statistics of 5 features and 1 targets, as X has"):
+        fit(model_for(X), table, validation=LinearStatistics(4, 1), **options)
 
 
 def test_divergence_leaves_the_last_finite_parameters(table):

@@ -14,7 +14,7 @@ import textwrap
 import pytest
 import torch
 
-from torchintro import _trials, engines
+from torchintro import _plain, _trials, engines
 from torchintro.data import synthetic
 from torchintro.training import fit, initial_linear
 
@@ -295,14 +295,14 @@ def test_what_is_logged(caplog):
 @pytest.mark.parametrize("batch_sizes", [None, [8, 16]])
 def test_the_plain_loop_is_timed_once_a_batch_size(monkeypatch, batch_sizes):
     timed = []
-    plain = _trials.fit
+    plain = _plain.fit
 
     def spy(*arguments, **options):
         timed.append((options["batch_size"], options["epochs"]))
         assert options["engine"] == "reference"
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(_trials, "fit", spy)
+    monkeypatch.setattr(_plain, "fit", spy)
     space = batch_sizes and {"batch_size": batch_sizes}
     options = {"n_trials": 15, "epochs": 2, "search_space": space, "validation": 0.2, "seed": 0}
     study = tune(X, y, benchmark=True, **options)
@@ -317,6 +317,8 @@ def test_the_plain_loop_is_timed_once_a_batch_size(monkeypatch, batch_sizes):
         }
         assert len(times) == 1
         assert 0 < times.pop() < 1
+    assert {trial.user_attrs["reference_epochs"] for trial in study.trials} <= {epochs for _, epochs in timed}
+    assert study.user_attrs["engines"].keys() == {trial.user_attrs["engine"] for trial in study.trials}
     assert all("reference_seconds_per_epoch" not in trial.user_attrs for trial in tune(X, y, **options).trials)
 
 

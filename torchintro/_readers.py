@@ -319,6 +319,8 @@ class NpyReader:
 
 def _as_slice(columns: Array) -> Array | slice:
     """Return neighbouring columns as a slice, which needs no copy."""
+    if not len(columns):  # of no targets
+        return slice(0, 0)
     run = np.array_equal(columns, np.arange(columns[0], columns[0] + len(columns)))
     return slice(int(columns[0]), int(columns[0]) + len(columns)) if run else columns
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,10 @@ from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import Tensor, nn
 
-from . import _checks, engines
+from . import _checks, _plain, engines
+from ._plain import PlainLoop, time_plain_loop
 from ._search import BatchSampler, Space
 from .optimizers import Optimizer, parse_optimizer
-from .training import fit
 
 __all__ = ["Outcome", "StudyData", "Trainer", "Trials"]
 
@@ -29,11 +28,6 @@ _BATCH_BYTES = 2**28
 _ROWS_A_MODEL = 6
 # After so many trials in a row that the optimizer refuses, the next are not asked for.
 _MOST_REFUSED = 100
-# For how long the plain loop is timed, and for at most how many epochs.
-_REFERENCE_SECONDS = 0.4
-_REFERENCE_EPOCHS = 50
-# With this learning rate nothing diverges while it is timed.
-_REFERENCE_LR = 1e-30
 
 _logger = optuna.logging.get_logger("optuna.torchintro")
 
@@ -64,6 +58,7 @@ class Outcome:
 
     Attributes:
         engine: The engine that ran.
+        reason: Why it was the one.
         seconds_per_epoch: Its share of the time of the models trained with it.
         loss: The training loss of the last epoch.
         value: The objective after the last epoch.
@@ -73,6 +68,7 @@ class Outcome:
     """
 
     engine: str
+    reason: str
     seconds_per_epoch: float
     loss: float
     value: float
@@ -114,7 +110,7 @@ class Trainer:
         self._seed = seed
         self._engine = engine
         self._made: dict[tuple[tuple[str, Any], ...], Optimizer] = {}
-        self._reference: dict[int | None, float] = {}
+        self._reference: dict[int | None, PlainLoop] = {}
         size = sum(parameter.numel() * parameter.element_size() for parameter in rows.initial.parameters())
         self.most_models = max(1, _BATCH_BYTES // (size * _ROWS_A_MODEL))
         self._shared = rows.shared and torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -130,7 +126,7 @@ class Trainer:
             if chosen:
                 options = {**(options if isinstance(options, Mapping) else {}), **chosen}
             made = parse_optimizer("tune", self._optimizer, named["momentum"], named["weight_decay"], options)
-            made.check("tune", list(self._rows.initial.parameters()), parameters.get("lr", _REFERENCE_LR))
+            made.check("tune", list(self._rows.initial.parameters()), parameters.get("lr", _plain.LR))
             self._made[key] = made
         return self._made[key]
 
@@ -190,43 +186,27 @@ class Trainer:
             values = trained.losses if trained.validation_losses is None else trained.validation_losses
             columns = (trained.losses[-1].tolist(), values[-1].tolist(), trained.losses.T, values.T, failed)
             for index, *column in zip(members, *columns, strict=True):
-                outcomes[index] = Outcome(trained.engine, trained.seconds / epochs, *column)
+                outcomes[index] = Outcome(trained.engine, trained.reason, trained.seconds / epochs, *column)
             while done in outcomes:
                 yield outcomes.pop(done)
                 done += 1
 
-    def reference_seconds(self, parameters: Mapping[str, Any]) -> float | None:
+    def reference(self, parameters: Mapping[str, Any]) -> PlainLoop | None:
         """Return what an epoch of the plain loop takes, measured on a few at the first call for a batch size."""
         if self._rows.reference is None:
             return None
         batch_size = parameters.get("batch_size", self._batch_size)
         if batch_size not in self._reference:
             X, y, validation = self._rows.reference
-            made = self.optimizer(parameters)
-            options = dict(made.arguments)
-            named = {name: options.pop(name, 0.0) for name in self._named}
-
-            def seconds(epochs: int) -> float:
-                result = fit(
-                    copy.deepcopy(self._rows.initial),
-                    X,
-                    y,
-                    lr=_REFERENCE_LR,
-                    epochs=epochs,
-                    batch_size=batch_size,
-                    optimizer=made.class_name,
-                    optimizer_options=options,
-                    validation=validation,
-                    seed=self._seed,
-                    engine="reference",
-                    **named,
-                )
-                return result.seconds / epochs
-
-            start = time.perf_counter()
-            first = seconds(1)  # pays for what is loaded on first use
-            epochs = min(int(_REFERENCE_SECONDS / (time.perf_counter() - start)), _REFERENCE_EPOCHS)
-            self._reference[batch_size] = seconds(epochs) if epochs > 0 else first
+            self._reference[batch_size] = time_plain_loop(
+                self._rows.initial,
+                X,
+                y,
+                validation=validation,
+                optimizer=self.optimizer(parameters),
+                batch_size=batch_size,
+                seed=self._seed,
+            )
         return self._reference[batch_size]
 
     @contextlib.contextmanager
@@ -305,6 +285,7 @@ class Trials:
         self._benchmark = benchmark
         self._progress = progress
         self._refused = 0
+        self._reasons: dict[str, str] = {}
 
     def run(self, size: int) -> None:
         """Run a batch of trials; those that an exception leaves without a record are failed ones."""
@@ -376,10 +357,13 @@ class Trials:
             attributes["train_loss"] = outcome.losses[epochs - 1].item()
         if diverged:
             attributes |= {"diverged": True, "diverged_epoch": outcome.diverged}
-        if self._benchmark and (plain := self._trainer.reference_seconds(parameters)) is not None:
-            attributes["reference_seconds_per_epoch"] = plain
+        if self._benchmark and (plain := self._trainer.reference(parameters)) is not None:
+            attributes |= {"reference_seconds_per_epoch": plain.seconds_per_epoch, "reference_epochs": plain.epochs}
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
+        if outcome.engine not in self._reasons:
+            self._reasons[outcome.engine] = outcome.reason
+            self._study.set_user_attr("engines", self._reasons)
         if pruned:
             self._tell(trial, recorded, TrialState.PRUNED)
         else:

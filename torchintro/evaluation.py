@@ -6,12 +6,16 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from . import _checks
-from .training import ArrayLike
+from .training import ArrayLike, is_table
+
+if TYPE_CHECKING:
+    from .tables import Table
 
 __all__ = ["evaluate", "predict"]
 
@@ -19,7 +23,9 @@ __all__ = ["evaluate", "predict"]
 _CHUNK_ROWS = 16384
 
 
-def evaluate(model: nn.Module, X: ArrayLike, y: ArrayLike) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, X: ArrayLike | Table, y: ArrayLike | None = None, *, progress: bool = False
+) -> dict[str, float]:
     """Measure how well a model predicts ``y`` from ``X``.
 
     Equivalent to scikit-learn's ``mean_squared_error``, its root, ``mean_absolute_error`` and ``r2_score`` of
@@ -28,8 +34,10 @@ def evaluate(model: nn.Module, X: ArrayLike, y: ArrayLike) -> dict[str, float]:
 
     Args:
         model: Any module that turns ``(N, ...)`` features into predictions of the shape of ``y``.
-        X: Features, ``N`` rows; converted to the dtype and device of the model's parameters.
-        y: Targets ``(N, out_features)`` or whatever shape the model predicts.
+        X: Features, ``N`` rows; converted to the dtype and device of the model's parameters. Or a table
+            (:func:`torchintro.open_table`) of any size, which is streamed once.
+        y: Targets ``(N, out_features)`` or whatever shape the model predicts; None with a table, which has its own.
+        progress: Show how far the pass over a table is.
 
     Returns:
         ``mse``; ``rmse``, the root of mse, in the units of ``y``; ``mae``; and ``r2``, the share of the variance
@@ -44,6 +52,14 @@ def evaluate(model: nn.Module, X: ArrayLike, y: ArrayLike) -> dict[str, float]:
         >>> evaluate(nn.Identity(), torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))["mse"]
         2.0
     """
+    if is_table(X):
+        if y is not None:
+            raise TypeError(
+                f"evaluate: y must be None with a table, which has its own targets, but got {type(y).__name__}"
+            )
+        return _evaluate_table(model, X, _checks.boolean("evaluate", "progress", progress))
+    if y is None:
+        raise TypeError("evaluate: y must be a tensor or a NumPy array, but got None, which only goes with a table")
     features, targets = _checks.tensor("evaluate", "X", X), _checks.tensor("evaluate", "y", y)
     for name, value in (("X", features), ("y", targets)):
         if value.dim() == 0 or value.shape[0] == 0:
@@ -76,12 +92,48 @@ def evaluate(model: nn.Module, X: ArrayLike, y: ArrayLike) -> dict[str, float]:
 
     # By comparison, because the rounding of the mean gives a constant column a spread.
     varies = (columns.amin(0) != columns.amax(0)).cpu()
+    return _summary(rows, squared, absolute, spread, varies)
+
+
+def _summary(rows: int, squared: Tensor, absolute: Tensor, spread: Tensor, varies: Tensor) -> dict[str, float]:
+    """Return the metrics from sums over the rows, one for each target."""
     # A comparison with NaN is false, and an error of NaN must stay one.
     by_spread = (varies & (squared > 0)) | squared.isnan()
     r2_by_target = torch.where(by_spread, 1 - squared / spread, (squared == 0).double())
     mse = squared.mean().item() / rows
     r2 = r2_by_target.mean().item() if rows > 1 else math.nan
     return {"mse": mse, "rmse": math.sqrt(mse), "mae": absolute.mean().item() / rows, "r2": r2}
+
+
+def _evaluate_table(model: nn.Module, table: Table, progress: bool) -> dict[str, float]:
+    squared, absolute, spread, mean = torch.zeros(4, table.out_features, dtype=torch.float64)
+    low, high = torch.full((2, table.out_features), math.nan, dtype=torch.float64)
+    rows = 0
+    pieces = table.pieces(progress=progress)
+    with contextlib.closing(pieces), _predictor("evaluate", model, torch.empty(0, dtype=table.dtype)) as predict_chunk:  # type: ignore[type-var]
+        for X, y in pieces:
+            for chunk, some in zip(torch.split(X, _CHUNK_ROWS), torch.split(y, _CHUNK_ROWS), strict=True):
+                prediction = predict_chunk(chunk)
+                if prediction.shape != some.shape:
+                    raise ValueError(
+                        f"evaluate: X must be a table of as many targets as the model predicts, but of "
+                        f"{len(chunk)} rows the targets have shape {tuple(some.shape)} and the prediction "
+                        f"{tuple(prediction.shape)}"
+                    )
+                target = some.double()
+                error = prediction.cpu().double() - target
+                squared += error.square().sum(0)
+                absolute += error.abs().sum(0)
+                # Merged as in LinearStatistics: the mean of all is not known before the end.
+                own, total = target.mean(0), rows + len(target)
+                offset = own - mean
+                spread += (target - own).square().sum(0) + offset.square() * (rows * len(target) / total)
+                mean += offset * (len(target) / total)
+                low, high = low.fmin(target.amin(0)), high.fmax(target.amax(0))
+                rows = total
+    if rows == 0:
+        raise ValueError("evaluate: X must have at least one row, but the table has none")
+    return _summary(rows, squared, absolute, spread, low != high)
 
 
 def predict(model: nn.Module, X: ArrayLike) -> Tensor:

@@ -16,6 +16,8 @@ from . import _checks, _files
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .data import Standardize
+
 __all__ = ["LinearStatistics"]
 
 _ArrayLike: TypeAlias = "Tensor | npt.NDArray[Any]"
@@ -24,6 +26,9 @@ _Moments: TypeAlias = "tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]"
 _KIND = "statistics"
 _VERSION = 1
 _NAMES = ("count", "mean_x", "mean_y", "sxx", "sxy", "syy")
+
+# A column that deviates from its mean by no more than this part of it is a constant one, but for the rounding of sums.
+_CONSTANT = 16 * torch.finfo(torch.float64).eps
 
 # What the operator reads itself; everything else real becomes float64 first.
 _READ = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -369,6 +374,71 @@ class LinearStatistics:
                 solution = solution - free @ (free.T @ solution)
             weight = solution.T.contiguous()
             return weight, self.mean_y - torch.mv(weight, self.mean_x)
+
+    def standardized(
+        self, standardize: Standardize | None = None, *, dtype: torch.dtype | None = None
+    ) -> tuple[LinearStatistics, Standardize]:
+        """Compute the statistics of the rows after their features were shifted and scaled, without the rows.
+
+        Equivalent to ``standardize = Standardize.fit(X)`` and to gathering ``standardize(X)`` and ``y``, to rounding,
+        with the weighted mean and deviation if the rows have weights.
+
+        Args:
+            standardize: What shifts and scales, such as that of the training rows for statistics of rows held out; by
+                default the one of these rows, by which a constant column is shifted only.
+            dtype: Of a module that is made, a floating-point type, by default ``torch.get_default_dtype()``. The
+                statistics are those of shifting and scaling by its rounded numbers.
+
+        Returns:
+            New statistics on the same device, and the module, on that device if it is made here.
+
+        Raises:
+            TypeError: An argument is of the wrong kind.
+            ValueError: ``standardize`` has another number of features, no rows were added, or a mean or deviation is
+                beyond ``dtype``.
+
+        Example:
+            >>> X = torch.tensor([[1.0], [3.0]])
+            >>> statistics, standardize = LinearStatistics(1, 1).update(X, X).standardized()
+            >>> statistics.mean_x, standardize(torch.tensor([[3.0]]))
+            (tensor([0.], dtype=torch.float64), tensor([[1.]]))
+        """
+        from .data import Standardize  # which imports this module
+
+        function = "LinearStatistics.standardized"
+        self._check_rows(function)
+        deviation = (self.sxx.diagonal() / self.count).clamp_min(0).sqrt()
+        rounding = _CONSTANT * self.mean_x.abs()
+        varies = deviation > rounding
+        if standardize is None:
+            dtype = torch.get_default_dtype() if dtype is None else dtype
+            if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+                raise TypeError(f"{function}: dtype must be a floating-point type, but got {dtype!r}")
+            scale = torch.where(varies, deviation, 1.0).to(dtype)
+            mean = self.mean_x.to(dtype)
+            if not bool(torch.isfinite(mean).all() and torch.isfinite(scale).all()):
+                kind = str(dtype).removeprefix("torch.")
+                raise ValueError(f"{function}: the means and deviations of the features must be within {kind}")
+            standardize = Standardize(mean, torch.where(scale == 0, torch.ones_like(scale), scale))
+        elif not isinstance(standardize, Standardize):
+            raise TypeError(f"{function}: standardize must be a Standardize, but got {type(standardize).__name__}")
+        elif standardize.mean.shape[0] != self.in_features:
+            raise ValueError(
+                f"{function}: standardize must be for {self.in_features} features, but is for "
+                f"{standardize.mean.shape[0]}"
+            )
+        mean, scale = (moment.to(self.device, torch.float64) for moment in (standardize.mean, standardize.scale))
+        scaled = LinearStatistics(self.in_features, self.out_features, device=self.device)
+        # What is left of a constant column would be rounding, perhaps of large numbers.
+        offset = self.mean_x - mean
+        inverse = torch.where(varies, 1 / scale, 0.0)
+        mean_x = torch.where(offset.abs() > rounding, offset / scale, 0.0)
+        sxy, sxx = self.sxy * inverse.unsqueeze(1), self.sxx * inverse * inverse.unsqueeze(1)
+        moments = (self.count.clone(), mean_x, self.mean_y.clone(), sxx, sxy, self.syy.clone())
+        if not _finite(moments):
+            raise _overflow(function)
+        scaled._set(moments)
+        return scaled, standardize
 
     def __repr__(self) -> str:
         return (

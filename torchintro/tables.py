@@ -32,6 +32,8 @@ MOST_ROWS = 1 << 18
 CSV = _csv.CsvReader()
 # A share is cut at the end of a row group that is not further away than this part of it: no group is read twice then.
 SLACK = 0.1
+# A part of which so many rows are expected is not empty.
+SURE = 1000
 # Row numbers that are hashed at once.
 HASHED = 1 << 18
 
@@ -52,7 +54,7 @@ def open_table(
 
     Args:
         path: The file or folder.
-        target: Name or names of the target columns; by default the last column.
+        target: Name or names of the target columns, ``()`` for none; by default the last column.
         features: Names of the feature columns; by default all but the targets.
         dtype: Type of the tensors, a floating-point one.
         standardize: What shifts and scales the features, fitted before on such features.
@@ -91,7 +93,11 @@ def open_table(
             )
     if all(file.rows == 0 for file in files):
         raise ValueError(f"{function}: {path} has no rows")
-    feature_names, target_names = _columns.choose(function, path, names, target, features, names[-1:])
+    if target is None or len(target):
+        feature_names, target_names = _columns.choose(function, path, names, target, features, names[-1:])
+    else:
+        feature_names, target_names = names if features is None else tuple(features), ()
+        _columns.check_names(function, path, names, feature_names)
     for file in files:
         reader.check_numeric(function, file, (*feature_names, *target_names))
     if standardize is not None:
@@ -106,11 +112,16 @@ def open_table(
 
 
 class _Part(NamedTuple):
-    """Which rows of a table are meant: those held out, or the others."""
+    """Which rows of a table are meant: those whose hash, of 64 bits, is in a range."""
 
-    limit: int  # a row is held out if its hash, of 64 bits, is below
+    low: int
+    high: int  # beyond it
     seed: int
-    held_out: bool
+
+    def cut(self, share: float) -> tuple[_Part, _Part]:
+        """Return the rows that are not held out and those that are, a share of the range from its begin on."""
+        at = self.low + int(share * (self.high - self.low))
+        return self._replace(low=at), self._replace(high=at)
 
 
 class Table:
@@ -168,7 +179,7 @@ class Table:
 
     def __repr__(self) -> str:
         rows = "unknown rows" if self.rows is None else f"{self.rows} rows"
-        part = "" if self._part is None else ", held out" if self._part.held_out else ", not held out"
+        part = "" if self._part is None else ", not held out" if self._part.high > _MASK else ", held out"
         return (
             f"Table({str(self.path)!r}, {len(self.files)} file{'s' * (len(self.files) > 1)}, {rows}, "
             f"{self.in_features} feature{'s' * (self.in_features > 1)}, "
@@ -192,7 +203,8 @@ class Table:
 
         A row belongs to the second if a hash of its number in the table and of ``seed`` says so: always the same rows,
         whatever the pieces, the shares and the number of processes. Their number is ``fraction`` of all but for chance.
-        Streaming both parts reads the files twice; :meth:`marked_pieces` gives both in one pass.
+        Streaming both parts reads the files twice; :meth:`marked_pieces` gives both in one pass. A part can be split
+        again, by the same seed: what is held out then are other rows.
 
         Args:
             fraction: Share of the rows held out, between 0 and 1.
@@ -202,17 +214,18 @@ class Table:
             The two parts, tables themselves.
 
         Raises:
-            ValueError: ``fraction`` is not between 0 and 1, the table is a part itself, or one part would be empty.
+            ValueError: ``fraction`` is not between 0 and 1, ``seed`` is not that by which this part was split off, or
+                one part would be empty.
 
         Example:
             >>> train, held_out = open_table("houses.parquet").split(0.2)  # doctest: +SKIP
         """
-        train, held_out = self._as_part("Table.split", fraction, seed, False), copy.copy(self)
-        assert train._part is not None
-        held_out._part = train._part._replace(held_out=True)
-        held_out._rows = None
-        for part in (train, held_out):
-            if part.rows == 0:
+        train, held_out = copy.copy(self), copy.copy(self)
+        for part, rows in zip((train, held_out), self._cut("Table.split", fraction, seed), strict=True):
+            part._part, part._rows = rows, None
+            # Hashes of many rows are not counted for what is sure to be there.
+            share = (rows.high - rows.low) / 2**64
+            if (self._starts()[-1] if self._suffix != ".csv" else 0) * share < SURE and part.rows == 0:
                 raise ValueError(
                     f"Table.split: of the {self.rows} rows of {self.path} fraction {fraction} and seed {seed} leave "
                     "none in one part"
@@ -280,17 +293,19 @@ class Table:
         Raises:
             ValueError: As for :meth:`split` and :meth:`pieces`.
         """
-        part = self._as_part("Table.marked_pieces", fraction, seed, True)._part
+        _, part = self._cut("Table.marked_pieces", fraction, seed)
         return self._stream("Table.marked_pieces", rows, multiple, share, start, progress, part)
 
-    def _as_part(self, function: str, fraction: float, seed: int, held_out: bool) -> Table:
+    def _cut(self, function: str, fraction: float, seed: int) -> tuple[_Part, _Part]:
+        """Return the two parts of this table."""
         share = _checks.fraction(function, "fraction", fraction)
-        if self._part is not None:
-            raise ValueError(f"{function}: the table must not be a part of one that was split already")
-        part = copy.copy(self)
-        part._part = _Part(int(share * 2**64), _checks.integer(function, "seed", seed), held_out)
-        part._rows = None
-        return part
+        seed = _checks.integer(function, "seed", seed)
+        part = self._part or _Part(0, 2**64, seed)
+        if part.seed != seed:
+            raise ValueError(
+                f"{function}: seed must be {part.seed} for a part of a table that was split by that one, but got {seed}"
+            )
+        return part.cut(share)
 
     # Everything below speaks of rows by their number in the whole table, which the hash needs.
 
@@ -445,6 +460,9 @@ class Table:
                     kept = torch.from_numpy(np.flatnonzero(_belongs(self._part, number + a, n)))
                     for tensor, given in zip(piece, out, strict=False):
                         torch.index_select(given, 0, kept, out=tensor[fill : fill + len(kept)])
+                    if mark is not None:
+                        marks = torch.from_numpy(_belongs(mark, number + a, n))
+                        torch.index_select(marks, 0, kept, out=piece[2][fill : fill + len(kept)])
                     fill += len(kept)
                 a += n
                 if fill == rows:
@@ -550,8 +568,11 @@ def _belongs(part: _Part, first: int, rows: int) -> npt.NDArray[np.bool_]:
     """
     key = _mix(np.array([part.seed & _MASK], np.uint64))
     state = (np.arange(first, first + rows, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    below = _mix(state + key) < np.uint64(part.limit)
-    return below if part.held_out else ~below
+    if part.low >= part.high:
+        return np.zeros(rows, np.bool_)
+    value = _mix(state + key)
+    below: npt.NDArray[np.bool_] = value <= np.uint64(part.high - 1)
+    return below & (value >= np.uint64(part.low)) if part.low else below
 
 
 def _sums_up(tensor: Tensor) -> bool:

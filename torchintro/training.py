@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from . import _checks
-from .engines import ENGINES, Choice, MemoryRows, Report, Rows, TableRows, Wanted, train_models
+from .engines import ENGINES, Choice, MemoryRows, Report, Rows, StatisticsRows, TableRows, Wanted, train_models
 from .optimizers import parse_optimizer
+from .statistics import LinearStatistics
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -117,7 +118,7 @@ def initial_linear(
 
 def fit(
     model: nn.Linear,
-    X: ArrayLike | Table,
+    X: ArrayLike | Table | LinearStatistics,
     y: ArrayLike | None = None,
     *,
     lr: float | Sequence[float] | Tensor,
@@ -128,7 +129,7 @@ def fit(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     optimizer_options: Mapping[str, Any] | None = None,
-    validation: Sequence[ArrayLike] | Table | float | None = None,
+    validation: Sequence[ArrayLike] | Table | LinearStatistics | float | None = None,
     engine: str = "auto",
     seed: int | None = None,
     progress: Progress = False,
@@ -164,14 +165,15 @@ def fit(
         weight_decay: The optimizer's argument, zero by default whatever the optimizer's own default.
         optimizer_options: Further keyword arguments of the optimizer, such as ``{"nesterov": True}``.
         validation: ``(X_val, y_val)``: their loss is computed after each epoch. With a table also another table, or the
-            share of the rows to hold out, chosen by ``seed``.
+            share of the rows to hold out, chosen by ``seed``. With a table or statistics those of the rows held out.
         engine: ``"statistics"``, one pass over the rows for all epochs (full batch; sgd, adam and adamw; float32 and
             float64); ``"fused"``, all epochs in one operator (likewise, and mini-batches); ``"autograd"``, the fused
             loss in a PyTorch loop (everything else too); ``"reference"``, the same loop in plain PyTorch; ``"auto"``,
             the one that suits, which the result names, with the reason.
         seed: Seed of the permutations; None draws them from PyTorch's global random state.
         progress: True prints the engine and the loss every tenth of the run, and how far the pass over a table is; a
-            callable is given ``(epoch, loss)`` every epoch.
+            callable is given ``(epoch, loss)`` after every epoch. If it has a method ``begin``, that is given
+            ``(engine, reason)`` before the first epoch, and epochs come in groups, up to a quarter of a second late.
 
     Returns:
         The losses, the engine and the time taken.
@@ -299,8 +301,18 @@ def _check_rows(
             seed=seed,
             progress=progress,
         )
+    if isinstance(X, LinearStatistics):
+        sizes = (model.in_features, model.out_features)
+        if (X.in_features, X.out_features) != sizes:
+            raise ValueError(
+                f"fit: X must be statistics of {sizes[0]} features and {sizes[1]} targets, as the model has, but has "
+                f"{X.in_features} and {X.out_features}"
+            )
+        return statistics_rows("fit", X, y, validation, dtype=model.weight.dtype, device=model.weight.device)
     if y is None:
-        raise TypeError("fit: y must be a tensor or a NumPy array, but got None, which only goes with a table")
+        raise TypeError(
+            "fit: y must be a tensor or a NumPy array, but got None, which only goes with a table or statistics"
+        )
     train = checked(X, y, ("X", "y"))
     if validation is None:
         return MemoryRows(*train)
@@ -331,18 +343,50 @@ def table_rows(
         raise TypeError(
             f"{function}: y must be None with a table, which has its own targets, but got {type(y).__name__}"
         )
-    if is_table(validation):
+    if is_table(validation) or isinstance(validation, LinearStatistics):
+        kind = "statistics" if isinstance(validation, LinearStatistics) else "a table"
         sizes = (validation.in_features, validation.out_features)
         if sizes != (table.in_features, table.out_features):
             raise ValueError(
-                f"{function}: validation must be a table of {table.in_features} features and {table.out_features} "
+                f"{function}: validation must be {kind} of {table.in_features} features and {table.out_features} "
                 f"targets, as X has, but has {sizes[0]} and {sizes[1]}"
             )
+        if isinstance(validation, LinearStatistics) and validation.count.item() == 0:
+            raise ValueError(f"{function}: validation must have at least one row of positive weight, but has none")
     elif isinstance(validation, (int, float)):
         validation = _checks.fraction(function, "validation", validation)
     elif validation is not None:
         validation = check_pair(validation_pair(function, validation))
     return TableRows(table, validation, function=function, dtype=dtype, device=device, seed=seed, progress=progress)
+
+
+def statistics_rows(
+    function: str,
+    statistics: LinearStatistics,
+    y: object,
+    validation: object,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> StatisticsRows:
+    """Check what goes with statistics; return them as rows."""
+    if y is not None:
+        raise TypeError(
+            f"{function}: y must be None with LinearStatistics, which have their own targets, but got "
+            f"{type(y).__name__}"
+        )
+    if validation is not None:
+        if not isinstance(validation, LinearStatistics):
+            raise TypeError(
+                f"{function}: validation must be LinearStatistics or None, as X is, but got {type(validation).__name__}"
+            )
+        sizes = (validation.in_features, validation.out_features)
+        if sizes != (statistics.in_features, statistics.out_features):
+            raise ValueError(
+                f"{function}: validation must be of {statistics.in_features} features and {statistics.out_features} "
+                f"targets, as X is, but is of {sizes[0]} and {sizes[1]}"
+            )
+    return StatisticsRows(statistics, validation, function=function, dtype=dtype, device=device)
 
 
 def validation_pair(function: str, validation: object) -> tuple[object, object]:
@@ -356,7 +400,11 @@ def validation_pair(function: str, validation: object) -> tuple[object, object]:
 def _reporter(progress: object, epochs: int) -> tuple[Callable[[Choice], None] | None, Report | None, Wanted | None]:
     """Return what is to be done before the first epoch, after an epoch, and for how many epochs there is nothing."""
     if callable(progress):
-        return None, lambda epoch, losses: progress(epoch, losses.item()), lambda done: 1
+        announce = getattr(progress, "begin", None)
+        report_one: Report = lambda epoch, losses: progress(epoch, losses.item())  # noqa: E731
+        if announce is None:
+            return None, report_one, lambda done: 1
+        return lambda choice: announce(choice.engine, choice.reason), report_one, None
     if not isinstance(progress, bool):
         raise TypeError(f"fit: progress must be True, False or a callable, but got {progress!r}")
     if not progress:

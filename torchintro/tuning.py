@@ -19,7 +19,8 @@ from ._search import batch_size_of, check_values, default_sampler, learning_rate
 from ._trials import StudyData, Trainer, Trials
 from .data import split_rows
 from .engines import ENGINES, MemoryRows
-from .training import ArrayLike, initial_linear, is_table, table_rows, validation_pair
+from .statistics import LinearStatistics
+from .training import ArrayLike, initial_linear, is_table, statistics_rows, table_rows, validation_pair
 
 if TYPE_CHECKING:
     from .tables import Table
@@ -35,7 +36,7 @@ _OPENING_SECONDS = 0.1
 
 
 def tune(
-    X: ArrayLike | Table,
+    X: ArrayLike | Table | LinearStatistics,
     y: ArrayLike | None = None,
     *,
     n_trials: int = 20,
@@ -47,7 +48,7 @@ def tune(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     optimizer_options: Mapping[str, Any] | None = None,
-    validation: Sequence[ArrayLike] | Table | float | None = None,
+    validation: Sequence[ArrayLike] | Table | LinearStatistics | float | None = None,
     storage: str | optuna.storages.BaseStorage | None = None,
     study_name: str | None = None,
     sampler: optuna.samplers.BaseSampler | None = None,
@@ -78,16 +79,18 @@ def tune(
     unfinished is not counted.
 
     Each finished trial's ``user_attrs`` hold ``engine``, ``epochs``, ``seconds_per_epoch`` (its share of the batch's
-    time) and ``train_loss``; with ``benchmark`` also ``reference_seconds_per_epoch``; and if it diverged, ``diverged``
-    (True) and ``diverged_epoch``. A trial whose parameters do not go together, such as ``nesterov`` and a momentum of
-    0, is a failed one, with the optimizer's reason as ``refused``.
+    time) and ``train_loss``; with ``benchmark`` also ``reference_seconds_per_epoch`` and the number of epochs on which
+    that was measured, ``reference_epochs``; and if it diverged, ``diverged`` (True) and ``diverged_epoch``. A trial
+    whose parameters do not go together, such as ``nesterov`` and a momentum of 0, is a failed one, with the optimizer's
+    reason as ``refused``. ``study.user_attrs["engines"]`` says why each engine of the last call was taken.
 
     Args:
         X: Features ``(N, D)``, tensor or NumPy array; a floating-point type is that of the model. Or a table
             (:func:`torchintro.open_table`) of any size, which is streamed: once for the whole study with the full
             batch. Where ``torch.distributed`` is initialised, every process streams its own share of the table, rank 0
             runs the study, and all return it.
-        y: Targets ``(N, T)``; None with a table, which has its own.
+            Or :class:`torchintro.LinearStatistics` gathered before, for the full batch.
+        y: Targets ``(N, T)``; None with a table or statistics, which have their own.
         n_trials: Number of finished trials wanted.
         epochs: Epochs of each trial.
         lr: Lowest and highest learning rate.
@@ -101,8 +104,8 @@ def tune(
         weight_decay: As for :func:`torchintro.fit`.
         optimizer_options: As for :func:`torchintro.fit`.
         validation: ``(X_val, y_val)``, with a table also another table, or the share of the rows to hold out (chosen by
-            ``seed``). The objective is the
-            final validation loss; without validation, the final training loss.
+            ``seed``); with a table or statistics those of the rows held out. The objective is the final validation
+            loss; without validation, the final training loss.
         storage: Where Optuna keeps the study: a URL such as ``"sqlite:///study.db"`` or a storage object; None keeps
             it in memory.
         study_name: The study's name in the storage.
@@ -235,8 +238,12 @@ def _study_data(
     """Return the data of a study: the only place that knows what kinds of data there are."""
     if is_table(X):
         return _of_table(X, y, validation, seed, fingerprint=fingerprint, progress=progress)
+    if isinstance(X, LinearStatistics):
+        return _of_statistics(X, y, validation, seed, fingerprint=fingerprint)
     if y is None:
-        raise TypeError("tune: y must be a tensor or a NumPy array, but got None, which only goes with a table")
+        raise TypeError(
+            "tune: y must be a tensor or a NumPy array, but got None, which only goes with a table or statistics"
+        )
     (features, targets), held_out = _tensors(X, y, validation, seed)
     initial = initial_linear(features.shape[1], targets.shape[1], seed=seed, dtype=features.dtype)
     settings: dict[str, Any] = {
@@ -277,8 +284,23 @@ def _of_table(
             settings["validation"] = held_out.fingerprint()
         elif isinstance(held_out, tuple):
             settings["validation"] = _fingerprint(*held_out)
+        elif isinstance(held_out, LinearStatistics):
+            settings["validation"] = _fingerprint(*held_out.tensors)
     initial = initial_linear(table.in_features, table.out_features, seed=seed, dtype=table.dtype)
     return StudyData(rows, initial, settings, None, shared=True)
+
+
+def _of_statistics(
+    statistics: LinearStatistics, y: object, validation: object, seed: int | None, *, fingerprint: bool
+) -> StudyData:
+    dtype = torch.get_default_dtype()
+    rows = statistics_rows("tune", statistics, y, validation, dtype=dtype, device=torch.device("cpu"))
+    settings: dict[str, Any] = {"X": repr(statistics), "validation": repr(validation)}
+    if fingerprint:
+        held_out = () if rows.validation is None else rows.validation.tensors
+        settings["statistics (SHA-256)"] = _fingerprint(*statistics.tensors, *held_out)
+    initial = initial_linear(statistics.in_features, statistics.out_features, seed=seed, dtype=dtype)
+    return StudyData(rows, initial, settings, None)
 
 
 def _fingerprint(*tensors: Tensor) -> str:

@@ -12,7 +12,7 @@
 """
 
 from .choice import ENGINES, Choice, choose
-from .rows import MemoryRows, Rows, TableRows
+from .rows import MemoryRows, Rows, StatisticsRows, TableRows
 from .train import Failure, Report, Trained, Wanted, train_models
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "MemoryRows",
     "Report",
     "Rows",
+    "StatisticsRows",
     "TableRows",
     "Trained",
     "Wanted",

@@ -9,7 +9,7 @@ import torch
 
 from ..optimizers import Optimizer
 from .loop import LOSS_FUNCTIONS
-from .rows import Rows, TableRows, processes
+from .rows import Rows, StatisticsRows, TableRows, processes
 
 __all__ = ["ENGINES", "Choice", "choose", "seconds"]
 
@@ -56,6 +56,8 @@ def choose(rows: Rows, *, engine: str, optimizers: Sequence[Optimizer], batch_si
     Raises:
         ValueError: The engine that was asked for cannot do it, or none can.
     """
+    if isinstance(rows, StatisticsRows):
+        return _of_statistics(rows, engine, optimizers, batch_size)
     streamed = isinstance(rows, TableRows)
     full = batch_size is None or ((known := rows.count) is not None and batch_size >= known)
     unknown = _why_not_operators(rows.dtype, optimizers)
@@ -107,6 +109,24 @@ def choose(rows: Rows, *, engine: str, optimizers: Sequence[Optimizer], batch_si
 
 def _of(rows: Rows) -> str:
     return "" if rows.count is None else f" of {rows.count} rows"
+
+
+def _of_statistics(
+    rows: StatisticsRows, engine: str, optimizers: Sequence[Optimizer], batch_size: int | None
+) -> Choice:
+    if batch_size is not None:
+        raise ValueError(
+            f"{rows.function}: batch_size must be None with LinearStatistics, which have no rows to cut, "
+            f"but got {batch_size}"
+        )
+    if engine not in ("auto", "statistics"):
+        raise ValueError(
+            f"{rows.function}: engine must be 'statistics' or 'auto' with LinearStatistics, which have no rows, "
+            f"but got {engine!r}"
+        )
+    if unknown := _why_not_operators(rows.dtype, optimizers):
+        raise ValueError(f"{rows.function}: no engine trains on LinearStatistics with {unknown}")
+    return Choice("statistics", "second moments instead of rows" if engine == "auto" else "asked for")
 
 
 def _why_not_operators(dtype: torch.dtype, optimizers: Sequence[Optimizer]) -> str:

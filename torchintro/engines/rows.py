@@ -1,4 +1,4 @@
-"""Rows to train on and rows to validate with: in memory, or in a table that is streamed."""
+"""Rows to train on and rows to validate with: in memory, in a table that is streamed, or what was gathered of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .._progress import Progress
     from ..tables import Table
 
-__all__ = ["MemoryRows", "Rows", "TableRows"]
+__all__ = ["MemoryRows", "Rows", "StatisticsRows", "TableRows"]
 
 
 class Rows(abc.ABC):
@@ -144,7 +144,8 @@ class TableRows(Rows):
 
     Args:
         table: The rows to train on, or with a share held out, those and the others.
-        validation: The share of the rows that is held out, another table, a pair of matrices, or None.
+        validation: The share of the rows that is held out, another table, a pair of matrices, the statistics of other
+            rows, or None.
         function: Whose arguments these are.
         dtype: Of the model.
         device: Of the model.
@@ -155,7 +156,7 @@ class TableRows(Rows):
     def __init__(
         self,
         table: Table,
-        validation: float | Table | tuple[Tensor, Tensor] | None = None,
+        validation: float | Table | tuple[Tensor, Tensor] | LinearStatistics | None = None,
         *,
         function: str = "fit",
         dtype: torch.dtype,
@@ -189,6 +190,7 @@ class TableRows(Rows):
         if self.statistics is None:
             share = _share()
             train, held_out = self._empty(), self._empty() if self.has_validation else None
+            given = self.validation if isinstance(self.validation, LinearStatistics) else None
             if isinstance(self.validation, float) and held_out is not None:
                 pieces = self.table.marked_pieces(self.validation, seed=self.seed, share=share, progress=self.progress)
                 for X, y, mark in pieces:
@@ -199,24 +201,28 @@ class TableRows(Rows):
                     train.update(*self._here(X, y))
                 if isinstance(self.validation, tuple) and held_out is not None:
                     held_out.update(*self.validation)
+                elif given is not None:
+                    held_out = given
                 elif self.validation is not None and held_out is not None:
-                    assert not isinstance(self.validation, (float, tuple))
+                    assert not isinstance(self.validation, (float, tuple, LinearStatistics))
                     for X, y in self.validation.pieces(share=share, progress=self.progress):
                         held_out.update(*self._here(X, y))
             if share[1] > 1:
                 train.reduce()
-                if held_out is not None and not isinstance(self.validation, tuple):
+                if held_out is not None and not isinstance(self.validation, (tuple, LinearStatistics)):
                     held_out.reduce()
             for name, part in (("X", train), ("validation", held_out)):
                 if part is not None and part.count.item() == 0:
                     raise ValueError(f"{self.function}: {name} must have at least one row, but the table has none")
-            self.statistics = train.to("cpu"), None if held_out is None else held_out.to("cpu")
+            if held_out is not None and held_out is not given:
+                held_out.to("cpu")
+            self.statistics = train.to("cpu"), held_out
         return self.statistics
 
     def moments(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the second moments of the training rows and of those held out (or none), gathered once."""
         train, held_out = self.gather()
-        return list(train.tensors), [] if held_out is None else list(held_out.tensors)
+        return list(train.tensors), [] if held_out is None else [moment.cpu() for moment in held_out.tensors]
 
     def loss(self, weight: Tensor, bias: Tensor | None) -> float:
         """Return the loss of the training rows."""
@@ -224,7 +230,7 @@ class TableRows(Rows):
 
     def validation_loss(self, weight: Tensor, bias: Tensor | None) -> float:
         """Return the loss of the rows held out, from their second moments."""
-        held_out = self.gather()[1]
+        held_out = self.validation if isinstance(self.validation, LinearStatistics) else self.gather()[1]
         assert held_out is not None
         return float(held_out.loss(weight, bias).item())
 
@@ -247,6 +253,60 @@ class TableRows(Rows):
 
     def _empty(self) -> LinearStatistics:
         return LinearStatistics(self.in_features, self.out_features, device=self.device)
+
+
+class StatisticsRows(Rows):
+    """Second moments that were gathered before, in the place of rows.
+
+    Args:
+        train: Those of the rows to train on.
+        validation: Those of the rows held out, or None.
+        function: Whose arguments these are.
+        dtype: Of the model.
+        device: Of the model.
+    """
+
+    def __init__(
+        self,
+        train: LinearStatistics,
+        validation: LinearStatistics | None = None,
+        *,
+        function: str = "fit",
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        for name, part in (("X", train), ("validation", validation)):
+            if part is not None and part.count.item() == 0:
+                raise ValueError(f"{function}: {name} must have at least one row of positive weight, but has none")
+        self.train, self.validation = train, validation
+        self.function, self.dtype, self.device = function, dtype, device
+        self.in_features, self.out_features = train.in_features, train.out_features
+        self.has_validation = validation is not None
+
+    @property
+    def count(self) -> None:
+        """Number of rows to train on: a sum of weights does not tell."""
+        return None
+
+    def check_finite(self) -> None:
+        """Do nothing: what is not finite is not let in."""
+
+    def moments(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the second moments of the training rows and of those held out (or none)."""
+        train, held_out = (
+            [] if part is None else [moment.cpu() for moment in part.tensors] for part in (self.train, self.validation)
+        )
+        return train, held_out
+
+    def loss(self, weight: Tensor, bias: Tensor | None) -> float:
+        """Return the loss of the training rows."""
+        return float(self.train.loss(weight, bias).item()) if torch.isfinite(weight).all() else math.nan
+
+    def batches(
+        self, batch_size: int | None, shuffle: bool, generator: torch.Generator | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raise an error: there are no rows."""
+        raise NotImplementedError("second moments have no rows")
 
 
 def _share() -> tuple[int, int]:
