@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from plain_loop import plain_loop
 from torch import Tensor, nn
 
 from torchintro.engines import ENGINES, MemoryRows, Trained, choose, train_models
 from torchintro.optimizers import parse_optimizer
 from torchintro.training import DivergedError, fit, initial_linear
+
+hypothesis = pytest.importorskip("hypothesis")
+st = hypothesis.strategies
 
 EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
 
@@ -209,8 +210,8 @@ def test_every_combination_follows_the_plain_loop(engine, dtype, optimizer, batc
             assert_as_the_plain_loop(case, dtype, engine)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(
     case=st.builds(
         Case,
         st.sampled_from(sorted(OPTIMIZERS)),
