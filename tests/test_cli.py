@@ -102,7 +102,7 @@ def test_train_on_diabetes(run, tmp_path):
     assert saved.metadata["metrics"]["held out"] == evaluate(saved.model, test.X, test.y)
     assert saved.metadata["metrics"]["training"] == evaluate(saved.model, train.X, train.y)
     assert saved.metadata["metrics"]["training"]["r2"] > 0.4
-    assert saved.metadata["engine"] == "autograd"
+    assert saved.metadata["engine"] == "statistics"
     with (tmp_path / "run" / "losses.csv").open() as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["epoch", "training", "held out"]
@@ -231,7 +231,10 @@ def test_train_that_diverges(run, tmp_path):
         (["train", "--data", "gaps.csv"], "read_table: column 'a' of gaps.csv has a missing value in row 2"),
         (["train", "--target", "age"], "--target must be progression for diabetes, but got age"),
         (["train", "--feature", "height"], "diabetes has no feature 'height'; it has age, sex, bmi"),
-        (["train", "--engine", "fast"], "fit: engine must be one of auto, autograd, reference, but got 'fast'"),
+        (
+            ["train", "--engine", "fast"],
+            "fit: engine must be one of auto, fused, statistics, autograd, reference, but got 'fast'",
+        ),
         (["train", "--optimizer", "sdg"], "fit: optimizer must be one of ASGD"),
         (["train", "--optimizer", "adam", "--momentum", "0.9"], "fit: momentum must be 0 for Adam"),
         (["train", "--lr", "-1"], "fit: lr must be a positive, finite number, but got -1.0"),

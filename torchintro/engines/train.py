@@ -129,6 +129,9 @@ def _drive(run: OperatorRun, rows: Rows, lr: Tensor, report: Report | None, want
         rest = every.new_full((epochs - every.shape[0], models), math.nan)
         every = torch.cat([every, rest])
         held_out = torch.cat([held_out, rest]) if held_out.shape[0] else held_out
+    # Second moments know losses that the model's own dtype does not.
+    for series in (every, held_out):
+        series.masked_fill_(series > torch.finfo(rows.dtype).max, math.inf)
     failures = _failures(run, rows, every, held_out)
     return Trained(
         weight=run.weight.to(rows.device, rows.dtype),
