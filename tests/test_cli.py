@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,7 +103,14 @@ def test_train_on_diabetes(run, tmp_path):
     assert saved.metadata["metrics"]["held out"] == evaluate(saved.model, test.X, test.y)
     assert saved.metadata["metrics"]["training"] == evaluate(saved.model, train.X, train.y)
     assert saved.metadata["metrics"]["training"]["r2"] > 0.4
-    assert saved.metadata["engine"] == "autograd"
+    assert saved.metadata["engine"] == "statistics"
+    assert result.stdout.splitlines()[1].startswith("engine statistics: full batch: one pass over the rows")
+    assert re.search(
+        r"^50 epochs took [\d.]+ [um]?s, [\d.]+ [um]?s each, with the engine statistics$", result.stdout, re.M
+    )
+    measured = r"measured on \d+ epochs? of plain PyTorch, not run in full"
+    assert re.search(rf"^plain PyTorch would have taken .* \({measured}\): [\d.]+x$", result.stdout, re.M)
+    assert "plain PyTorch" not in run("train", "--out", "run", "--no-benchmark").stdout
     with (tmp_path / "run" / "losses.csv").open() as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["epoch", "training", "held out"]
@@ -177,9 +185,12 @@ def test_tune_and_go_on(run, tmp_path):
         trials = list(csv.DictReader(file))
     assert [int(trial["trial"]) for trial in trials] == list(range(8))
     best = min(trials, key=lambda trial: float(trial["validation loss"]))
-    assert f"best lr: {float(best['lr']):.6g}, validation loss {float(best['validation loss']):.6g}" in result.stdout
-    assert "seconds per epoch, median: " in result.stdout
-    assert "in plain PyTorch" in result.stdout
+    assert f"best lr {float(best['lr']):.6g}, validation loss {float(best['validation loss']):.6g}" in result.stdout
+    assert "engine statistics: full batch" in result.stdout
+    assert "8 trials of 30 epochs took " in result.stdout
+    assert "epochs of plain PyTorch, not run in full): " in result.stdout
+    assert {trial["engine"] for trial in trials} == {"statistics"}
+    assert {trial["state"] for trial in trials} == {"complete", "diverged"}
     for trial in trials:
         line = next(line for line in result.stdout.splitlines() if line.split()[:1] == [trial["trial"]])
         assert line.split()[1] == f"{float(trial['lr']):.6f}"
@@ -187,7 +198,9 @@ def test_tune_and_go_on(run, tmp_path):
     assert any(trial["validation loss"] == "inf" for trial in trials)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["lr.png", "study.db", "trials.csv"]
 
-    run(*arguments, "--trials", 10, "--no-benchmark")
+    result = run(*arguments, "--trials", 10, "--no-benchmark")
+    assert "2 trials of 30 epochs took " in result.stdout
+    assert "not run in full" not in result.stdout
     with (tmp_path / "run" / "trials.csv").open() as file:
         assert list(csv.DictReader(file))[:8] == trials
     result = run(*arguments[:-2], "--seed", 2, code=2)
@@ -220,7 +233,7 @@ def test_train_that_diverges(run, tmp_path):
         (["train", "--data", "nothing.csv"], "read_table: there is no file nothing.csv"),
         (
             ["train", "--data", "nothing"],
-            "--data must be synthetic, diabetes or a file with a suffix, but got 'nothing'",
+            "--data must be synthetic, diabetes, a file with a suffix or a folder, but got 'nothing'",
         ),
         (["train", "--data", "table.txt"], "read_table: table.txt must end in one of .csv, .parquet, .npy, .npz"),
         (["train", "--data", "houses.csv"], "read_table: column 'id' of houses.csv must be numeric, but holds string"),
@@ -231,7 +244,10 @@ def test_train_that_diverges(run, tmp_path):
         (["train", "--data", "gaps.csv"], "read_table: column 'a' of gaps.csv has a missing value in row 2"),
         (["train", "--target", "age"], "--target must be progression for diabetes, but got age"),
         (["train", "--feature", "height"], "diabetes has no feature 'height'; it has age, sex, bmi"),
-        (["train", "--engine", "fast"], "fit: engine must be one of auto, autograd, reference, but got 'fast'"),
+        (
+            ["train", "--engine", "fast"],
+            "fit: engine must be one of auto, fused, statistics, autograd",
+        ),
         (["train", "--optimizer", "sdg"], "fit: optimizer must be one of ASGD"),
         (["train", "--optimizer", "adam", "--momentum", "0.9"], "fit: momentum must be 0 for Adam"),
         (["train", "--lr", "-1"], "fit: lr must be a positive, finite number, but got -1.0"),
@@ -395,8 +411,10 @@ class TestProcesses:
 
     def test_ctrl_c_keeps_the_model(self, tmp_path):
         # Long enough that it is still training when this process, on a busy machine, gets round to the signal.
-        with start("train", "--epochs", 100_000, "--out", "run", cwd=tmp_path) as process:
+        arguments = ["train", "--epochs", 100_000, "--out", "run", "--engine", "autograd"]
+        with start(*arguments, cwd=tmp_path) as process:
             assert process.stdout.readline().startswith("diabetes: 442 rows")
+            assert process.stdout.readline() == "engine autograd: asked for\n"
             assert process.stdout.readline().startswith("Epoch [10000/100000]")
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=60)

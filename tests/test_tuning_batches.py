@@ -307,7 +307,7 @@ def test_the_plain_loop_is_timed_once_a_batch_size(monkeypatch, batch_sizes):
     options = {"n_trials": 15, "epochs": 2, "search_space": space, "validation": 0.2, "seed": 0}
     study = tune(X, y, benchmark=True, **options)
     sizes = batch_sizes or [None]
-    assert len(timed) == 2 * len(sizes)
+    assert len(timed) == 3 * len(sizes)
     assert all(1 <= epochs <= 50 for _, epochs in timed)
     for size in sizes:
         times = {

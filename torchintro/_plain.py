@@ -65,11 +65,11 @@ def time_plain_loop(
     options = dict(optimizer.arguments)
     named = {name: options.pop(name, 0.0) for name in ("momentum", "weight_decay")}
 
-    def seconds(epochs: int) -> float:
+    def seconds(epochs: int, rows: int | None = None) -> float:
         result = fit(
             copy.deepcopy(initial),
-            X,
-            y,
+            X[:rows],
+            y[:rows],
             lr=LR,
             epochs=epochs,
             batch_size=batch_size,
@@ -83,7 +83,8 @@ def time_plain_loop(
         )
         return result.seconds / epochs
 
+    seconds(1, rows=1)  # pays for what is loaded on first use
     start = time.perf_counter()
-    first = seconds(1)  # pays for what is loaded on first use
+    first = seconds(1)
     epochs = min(int(_SECONDS / (time.perf_counter() - start)), _MOST_EPOCHS, most_epochs)
     return PlainLoop(seconds(epochs), epochs) if epochs > 0 else PlainLoop(first, 1)
