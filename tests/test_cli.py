@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,10 +26,11 @@ pytest.importorskip("pyarrow")
 
 from typer.testing import CliRunner
 
-from torchintro import cli
+from torchintro import _problem, cli
 from torchintro.artifacts import load_model, save_model
 from torchintro.data import diabetes, split, synthetic
 from torchintro.evaluation import evaluate
+from torchintro.tables import Table
 
 COMMANDS = ["demo", "train", "tune", "evaluate", "predict", "bench", "info"]
 
@@ -103,6 +105,13 @@ def test_train_on_diabetes(run, tmp_path):
     assert saved.metadata["metrics"]["training"] == evaluate(saved.model, train.X, train.y)
     assert saved.metadata["metrics"]["training"]["r2"] > 0.4
     assert saved.metadata["engine"] == "statistics"
+    assert result.stdout.splitlines()[1].startswith("engine statistics: full batch: one pass over the rows")
+    assert re.search(
+        r"^50 epochs took [\d.]+ [um]?s, [\d.]+ [um]?s each, with the engine statistics$", result.stdout, re.M
+    )
+    measured = r"measured on \d+ epochs? of plain PyTorch, not run in full"
+    assert re.search(rf"^plain PyTorch would have taken .* \({measured}\): [\d.]+x$", result.stdout, re.M)
+    assert "plain PyTorch" not in run("train", "--out", "other", "--no-benchmark").stdout
     with (tmp_path / "run" / "losses.csv").open() as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["epoch", "training", "held out"]
@@ -177,9 +186,12 @@ def test_tune_and_go_on(run, tmp_path):
         trials = list(csv.DictReader(file))
     assert [int(trial["trial"]) for trial in trials] == list(range(8))
     best = min(trials, key=lambda trial: float(trial["validation loss"]))
-    assert f"best lr: {float(best['lr']):.6g}, validation loss {float(best['validation loss']):.6g}" in result.stdout
-    assert "seconds per epoch, median: " in result.stdout
-    assert "in plain PyTorch" in result.stdout
+    assert f"best lr {float(best['lr']):.6g}, validation loss {float(best['validation loss']):.6g}" in result.stdout
+    assert "engine statistics: full batch" in result.stdout
+    assert "8 trials of 30 epochs took " in result.stdout
+    assert "epochs of plain PyTorch, not run in full): " in result.stdout
+    assert {trial["engine"] for trial in trials} == {"statistics"}
+    assert {trial["state"] for trial in trials} == {"complete", "diverged"}
     for trial in trials:
         line = next(line for line in result.stdout.splitlines() if line.split()[:1] == [trial["trial"]])
         assert line.split()[1] == f"{float(trial['lr']):.6f}"
@@ -187,7 +199,9 @@ def test_tune_and_go_on(run, tmp_path):
     assert any(trial["validation loss"] == "inf" for trial in trials)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["lr.png", "study.db", "trials.csv"]
 
-    run(*arguments, "--trials", 10, "--no-benchmark")
+    result = run(*arguments, "--trials", 10, "--no-benchmark")
+    assert "2 trials of 30 epochs took " in result.stdout
+    assert "not run in full" not in result.stdout
     with (tmp_path / "run" / "trials.csv").open() as file:
         assert list(csv.DictReader(file))[:8] == trials
     result = run(*arguments[:-2], "--seed", 2, code=2)
@@ -220,7 +234,7 @@ def test_train_that_diverges(run, tmp_path):
         (["train", "--data", "nothing.csv"], "read_table: there is no file nothing.csv"),
         (
             ["train", "--data", "nothing"],
-            "--data must be synthetic, diabetes or a file with a suffix, but got 'nothing'",
+            "--data must be synthetic, diabetes, a file with a suffix or a folder, but got 'nothing'",
         ),
         (["train", "--data", "table.txt"], "read_table: table.txt must end in one of .csv, .parquet, .npy, .npz"),
         (["train", "--data", "houses.csv"], "read_table: column 'id' of houses.csv must be numeric, but holds string"),
@@ -233,7 +247,7 @@ def test_train_that_diverges(run, tmp_path):
         (["train", "--feature", "height"], "diabetes has no feature 'height'; it has age, sex, bmi"),
         (
             ["train", "--engine", "fast"],
-            "fit: engine must be one of auto, fused, statistics, autograd, reference, but got 'fast'",
+            "fit: engine must be one of auto, fused, statistics, autograd",
         ),
         (["train", "--optimizer", "sdg"], "fit: optimizer must be one of ASGD"),
         (["train", "--optimizer", "adam", "--momentum", "0.9"], "fit: momentum must be 0 for Adam"),
@@ -245,6 +259,17 @@ def test_train_that_diverges(run, tmp_path):
         (["tune", "--validation-fraction", "-1"], "--validation-fraction must be at least 0 and below 1, but got -1.0"),
         (["tune", "--trials", "0"], "tune: n_trials must be at least 1, but got 0"),
         (["tune", "--lr-low", "1"], "tune: --lr-low must be below --lr-high, but got 1 and 0.1"),
+        (["tune", "--search", "momentum"], "tune: --search must be NAME=LOW:HIGH or NAME=a,b,c, but got 'momentum'"),
+        (["tune", "--search", "momentum="], "tune: --search must be NAME=LOW:HIGH or NAME=a,b,c, but got 'momentum='"),
+        (["tune", "--search", "a=1:2:3"], "tune: --search must be NAME=LOW:HIGH or NAME=a,b,c, but got 'a=1:2:3'"),
+        (["tune", "--search", "momentum=a:b"], "tune: --search momentum=LOW:HIGH must have two numbers, but got 'a:b'"),
+        (["tune", "--search", "lr=1:2"], "tune: --search must not be of lr, whose range is --lr-low and --lr-high"),
+        (["tune", "--search", "momentum=0:0.5", "--search", "momentum=0,1"], "tune: --search must name each parameter"),
+        (["tune", "--search", "speed=1,2"], "tune: search_space holds 'speed', which is not an argument of SGD"),
+        (["tune", "--search", "momentum=0:0.9", "--momentum", 0.5], "tune: search_space holds 'momentum', which is g"),
+        (["tune", "--pruner", "best"], "tune: --pruner must be median, hyperband or none, but got 'best'"),
+        (["tune", "--trials-per-batch", 0], "tune: trials_per_batch must be at least 1, but got 0"),
+        (["train", "--stream"], "--stream needs a .csv, .parquet or .npy file or a folder of them, but --data is dia"),
         (["tune", "--storage", "study.db"], "tune: storage 'study.db' cannot be used: Could not parse"),
         (["demo", "--trials", "0"], "demo: trials must be at least 1, but got 0"),
         (["evaluate", "--model", "nothing.pt"], "load_model: there is no file nothing.pt"),
@@ -363,6 +388,10 @@ def test_demo(run, tmp_path):
     assert "at x = 2: 21;" in text
     difference = float(text.split("largest relative difference ")[1].split()[0])
     assert difference < 1e-5
+    assert "6 trials of 100 epochs, lr from 1e-4 to 1e-1, by the engine statistics:" in text
+    assert re.search(r"they took [\d.]+ [um]?s to train, [\d.]+ m?s with Optuna;", text)
+    assert re.search(r"plain PyTorch would have taken [\d.]+ m?s \(measured on \d+ epochs\)", text)
+    assert "engine statistics: full batch" in text
     losses = [float(line.split("Loss: ")[1]) for line in text.splitlines() if "Epoch [" in line]
     assert len(losses) == 10
     assert losses == sorted(losses, reverse=True)
@@ -398,8 +427,10 @@ class TestProcesses:
 
     def test_ctrl_c_keeps_the_model(self, tmp_path):
         # Long enough that it is still training when this process, on a busy machine, gets round to the signal.
-        with start("train", "--epochs", 100_000, "--out", "run", cwd=tmp_path) as process:
+        arguments = ["train", "--epochs", 100_000, "--out", "run", "--engine", "autograd"]
+        with start(*arguments, cwd=tmp_path) as process:
             assert process.stdout.readline().startswith("diabetes: 442 rows")
+            assert process.stdout.readline() == "engine autograd: asked for\n"
             assert process.stdout.readline().startswith("Epoch [10000/100000]")
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=60)
@@ -445,3 +476,157 @@ def finished_trials(database):
             return connection.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0]
         except sqlite3.OperationalError:
             return 0
+
+
+def rows_in_a_folder(folder, *, rows=3000, offset=0.0):
+    """Write three files, and return features in their own units, one of them constant, and the target."""
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((rows, 4)) * [1, 10, 100, 0] + [0, 5, 1000, 7]
+    y = X @ [1, 0.2, 0.03, 0] + 3 + generator.standard_normal(rows) + offset
+    everything = np.c_[X, y].astype(np.float32)
+    folder.mkdir()
+    for k, part in enumerate(np.array_split(everything, 3)):
+        np.save(folder / f"{k}.npy", part)
+    return torch.from_numpy(everything[:, :4].copy()), torch.from_numpy(everything[:, 4:].copy())
+
+
+class TestStreamed:
+    @pytest.fixture
+    def rows(self, tmp_path):
+        return rows_in_a_folder(tmp_path / "rows")
+
+    def test_a_folder_is_read_once_and_gives_the_model_of_its_rows(self, run, rows, tmp_path, monkeypatch):
+        from torchintro import fit, open_table
+        from torchintro.data import Standardize
+        from torchintro.training import initial_linear
+
+        passes = []
+        marked = Table.marked_pieces
+        monkeypatch.setattr(Table, "marked_pieces", lambda self, *a, **k: passes.append(1) or marked(self, *a, **k))
+        monkeypatch.setattr(Table, "pieces", lambda self, **options: pytest.fail("a second pass"))
+        result = run("train", "--data", "rows", "--seed", 3, "--out", "run")
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
+        assert len(passes) == 1
+        train, held_out = (
+            tuple(torch.cat(part) for part in zip(*half.pieces(), strict=True))
+            for half in open_table("rows").split(0.2, seed=3)
+        )
+        assert (
+            f"rows: 3000 rows, 4 features -> 4; {len(train[0])} to train, {len(held_out[0])} held out" in result.output
+        )
+        assert "engine statistics: second moments instead of rows" in result.stdout
+        assert re.search(r"plain PyTorch reads the table in each of 100 epochs of this run: at least ", result.stdout)
+        saved = load_model("run/model.pt")
+        standardize = Standardize.fit(train[0])
+        assert torch.allclose(saved.model[0].mean, standardize.mean)
+        assert torch.allclose(saved.model[0].scale, standardize.scale)
+        linear = initial_linear(4, 1, seed=3)
+        expected = fit(linear, standardize(train[0]), train[1], lr=0.1, engine="autograd")
+        with open("run/losses.csv") as file:  # noqa: PTH123
+            losses = [float(row["training"]) for row in csv.DictReader(file)]
+        assert losses == pytest.approx(expected.losses.tolist(), rel=1e-4)
+        for name, part in (("training", train), ("held out", held_out)):
+            own, other = saved.metadata["metrics"][name], evaluate(saved.model, *part)
+            assert own.keys() == {"mse", "rmse", "r2"}
+            assert own == pytest.approx({key: other[key] for key in own}, rel=1e-4)
+        judged = run("evaluate", "--data", "rows", "--model", "run/model.pt", "--held-out").stdout
+        mse = float(judged.splitlines()[-1].split()[2])
+        assert mse == pytest.approx(saved.metadata["metrics"]["held out"]["mse"], rel=1e-4)
+        assert f"{len(held_out[0])} rows" in judged
+
+    def test_mini_batches_and_predictions(self, run, rows, tmp_path):
+        X, y = rows
+        run("train", "--data", "rows", "--batch-size", 64, "--epochs", 3, "--lr", 0.05, "--out", "run")
+        saved = load_model("run/model.pt")
+        assert saved.metadata["engine"] == "fused"
+        assert 0.5 < evaluate(saved.model, X, y)["mse"] < 1.5
+        lines = run("predict", "--data", "rows", "--model", "run/model.pt").stdout.splitlines()
+        with torch.no_grad():
+            expected = saved.model(X).flatten().tolist()
+        assert [float(line) for line in lines[1:]] == pytest.approx(expected, rel=1e-5)
+
+    def test_a_file_is_streamed_if_wanted(self, run, tmp_path):
+        path = houses(tmp_path / "houses.csv")
+        columns = ["--target", "price", "--feature", "area", "--feature", "rooms", "--epochs", 300, "--lr", 0.3]
+        run("train", "--data", path, *columns, "--stream", "--test-fraction", 0, "--out", "run")
+        line = run("evaluate", "--data", path, "--model", "run/model.pt").stdout.splitlines()[-1]
+        assert float(line.split()[2]) < 1e-3
+        streamed = run("evaluate", "--data", path, "--model", "run/model.pt", "--stream").stdout.splitlines()[-1]
+        assert float(streamed.split()[2]) == pytest.approx(float(line.split()[2]), rel=1e-4)
+        run("train", "--data", path, *columns, "--no-stream", "--out", "run")
+        result = run("evaluate", "--data", path, "--model", "run/model.pt", "--stream", "--held-out", code=2)
+        assert "evaluate: --held-out needs the data that the model was trained on" in result.stderr
+
+    def test_a_large_file_is_streamed_by_itself(self, monkeypatch, tmp_path):
+        path = houses(tmp_path / "houses.csv")
+        assert _problem.is_streamed(str(path), None) is False
+        monkeypatch.setattr(_problem, "STREAMED_BYTES", 100)
+        assert _problem.is_streamed(str(path), None) is True
+        assert _problem.is_streamed(str(path), False) is False
+
+    def test_tune_holds_out_twice(self, run, rows, tmp_path):
+        result = run("tune", "--data", "rows", "--trials", 4, "--seed", 3, "--search", "momentum=0:0.9", "--out", "run")
+        counts = [int(word) for word in re.findall(r"(\d+) to", result.stdout)]
+        assert abs(counts[0] - 3000 * 0.64) < 5 * (3000 * 0.64 * 0.36) ** 0.5
+        assert abs(counts[1] - 3000 * 0.16) < 5 * (3000 * 0.16 * 0.84) ** 0.5
+        assert "engine statistics: second moments instead of rows" in result.stdout
+        assert "plain PyTorch reads the table in each of 400 epochs of 4 trials" in result.stdout
+        result = run("tune", "--data", "rows", "--trials", 6, "--seed", 3, "--search", "momentum=0:0.9", "--out", "run")
+        assert "2 trials of 100 epochs took" in result.stdout  # the same rows: it goes on
+        sizes = ["--search", "batch-size=64,256", "--epochs", 2]
+        result = run("tune", "--data", "rows", "--trials", 2, *sizes, "--out", "other")
+        assert "engine fused: a table, mini-batches in its order" in result.stdout
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (["train", "--optimizer", "rmsprop"], "fit: no engine trains on all rows of a table at once with the"),
+            (["train", "--engine", "fused"], "fit: engine 'fused' cannot do this: a table has no full batch in memory"),
+            (["train", "--batch-size", 5, "--shuffle"], "fit: shuffle must not be True for a table"),
+            (["train", "--no-stream"], "--no-stream needs a file, but --data rows is a folder, which is always stre"),
+            (["train", "--lr", -1], "fit: lr must be a positive, finite number, but got -1.0"),
+            (["train", "--target", "9"], "open_table: rows has no column '9'; it has 0, 1, 2, 3, 4"),
+            (["train", "--test-fraction", 1], "--test-fraction must be at least 0 and below 1, but got 1.0"),
+            (["tune", "--trials", 0], "tune: n_trials must be at least 1, but got 0"),
+            (["tune", "--search", "batch_size=0,1"], "tune: search_space['batch_size'] must hold integers of at least"),
+            (["tune", "--engine", "fused"], "tune: engine must be 'statistics' or 'auto' with LinearStatistics"),
+        ],
+    )
+    def test_mistakes_are_answered_before_the_pass(self, run, rows, monkeypatch, arguments, sentence):
+        for name in ("pieces", "marked_pieces"):
+            monkeypatch.setattr(Table, name, lambda *a, **k: pytest.fail("a pass"))
+        result = run(arguments[0], "--data", "rows", *arguments[1:], code=2)
+        assert result.stderr.startswith(f"torchintro: {sentence}")
+        assert result.stderr.count("\n") == 1
+
+
+def test_search_pruner_and_trials_that_have_no_value(run, tmp_path):
+    space = ["--search", "momentum=0,0.9", "--search", "nesterov=true,false"]
+    result = run("tune", "--trials", 12, *space, "--pruner", "median", "--trials-per-batch", 4, "--out", "run")
+    with (tmp_path / "run" / "trials.csv").open() as file:
+        trials = list(csv.DictReader(file))
+    assert list(trials[0]) == ["trial", "lr", "momentum", "nesterov", "validation loss", "state", "engine"]
+    refused = [trial for trial in trials if trial["state"] == "refused"]
+    assert refused
+    assert all((trial["nesterov"], float(trial["momentum"])) == ("True", 0) for trial in refused)
+    assert all((trial["validation loss"], trial["engine"]) == ("", "") for trial in refused)
+    assert len(trials) - len(refused) == 12
+    assert any(trial["state"] == "pruned" for trial in trials)
+    best = min((trial for trial in trials if trial["state"] == "complete"), key=lambda t: float(t["validation loss"]))
+    assert f"(for torchintro train: --lr {float(best['lr']):.6g} --momentum" in result.stdout
+
+
+def test_many_trials_are_not_all_shown(run, tmp_path):
+    result = run("tune", "--trials", 60, "--epochs", 3, "--no-benchmark", "--out", "run")
+    assert "the best 20 of 60 trials (trials.csv has all):" in result.stdout
+    assert len((tmp_path / "run" / "trials.csv").read_text().splitlines()) == 61
+
+
+def test_mini_batches_in_order(run):
+    run("train", "--batch-size", 32, "--no-shuffle", "--epochs", 2, "--seed", 1, "--out", "a")
+    run("train", "--batch-size", 32, "--shuffle", "--epochs", 2, "--seed", 1, "--out", "b")
+    run("train", "--batch-size", 32, "--epochs", 2, "--seed", 1, "--out", "c")
+    weights = [load_model(f"{name}/model.pt").model[1].weight for name in "abc"]
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[1], weights[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ __all__ = ["LR", "PlainLoop", "time_plain_loop"]
 # For how long it is timed, and for at most how many epochs.
 _SECONDS = 0.4
 _MOST_EPOCHS = 50
+_PARTS = 3
 # With this learning rate nothing diverges while it is timed.
 LR = 1e-30
 
@@ -83,8 +85,12 @@ def time_plain_loop(
         )
         return result.seconds / epochs
 
-    seconds(1, rows=1)  # pays for what is loaded on first use: seconds, which are not the loop's
+    seconds(1, rows=1)  # pays for what is loaded on first use
     start = time.perf_counter()
     first = seconds(1)
     epochs = min(int(_SECONDS / (time.perf_counter() - start)), _MOST_EPOCHS, most_epochs)
-    return PlainLoop(seconds(epochs), epochs) if epochs > 0 else PlainLoop(first, 1)
+    if epochs < _PARTS:
+        return PlainLoop(seconds(epochs), epochs) if epochs > 0 else PlainLoop(first, 1)
+    # The median of some parts: on a busy machine one of them may take many times as long.
+    part = epochs // _PARTS
+    return PlainLoop(statistics.median(seconds(part) for _ in range(_PARTS)), part * _PARTS)

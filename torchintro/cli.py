@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import os
-import statistics
 import sys
+import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from . import data as datasets
 from . import plots
+from ._options import make_pruner, search_space
+from ._plain import time_plain_loop
+from ._problem import (
+    BUILT_IN,
+    check_before_the_pass,
+    check_study_before_the_pass,
+    data_of,
+    from_memory,
+    from_table,
+    is_streamed,
+    read_data,
+    read_streamed,
+)
+from ._shown import (
+    against_plain,
+    cost_of_study,
+    duration,
+    metrics_table,
+    of_passes,
+    show_study,
+    state_of,
+    write_csv,
+    write_rows,
+    write_trials,
+)
 from ._version import __version__
-from .artifacts import SavedModel, load_model, save_model
+from .artifacts import load_model, save_model
 from .evaluation import evaluate as measure
 from .evaluation import predict as apply
+from .optimizers import parse_optimizer
 from .training import ENGINES, DivergedError, fit, initial_linear
 
 if TYPE_CHECKING:
@@ -35,7 +59,6 @@ __all__ = ["app"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-BUILT_IN = ("synthetic", "diabetes")
 BAD_INPUT, DIVERGED, INTERRUPTED = 2, 1, 130
 
 app = typer.Typer(
@@ -48,10 +71,23 @@ app = typer.Typer(
 console = Console(highlight=False, markup=False)
 
 Data = Annotated[
-    str, typer.Option("--data", help="synthetic, diabetes, or a file: .csv, .parquet, .npy, or .npz with X and y.")
+    str,
+    typer.Option(
+        "--data",
+        help="synthetic, diabetes, or a file: .csv, .parquet, .npy, or .npz with X and y; or a folder of tables.",
+    ),
 ]
+Stream = Annotated[
+    Optional[bool],  # noqa: UP045 (typer evaluates it)
+    typer.Option(
+        "--stream/--no-stream",
+        help="Read the file piece by piece, not into memory. Default: folders, and files above 1 GB.",
+        show_default=False,
+    ),
+]
+Benchmark = Annotated[bool, typer.Option(help="Time plain PyTorch too, on a few epochs, for about half a second.")]
 Target = Annotated[
-    Optional[list[str]],  # noqa: UP045 (typer evaluates it)
+    Optional[list[str]],  # noqa: UP045
     typer.Option("--target", help="Target column; repeat it for several. Default: the file's last column."),
 ]
 Feature = Annotated[
@@ -140,38 +176,33 @@ def train(
     data: Data = "diabetes",
     target: Target = None,
     feature: Feature = None,
+    stream: Stream = None,
     lr: Annotated[float, typer.Option(help="Learning rate, for standardised features.")] = 0.1,
     epochs: Epochs = 100,
     batch_size: BatchSize = None,
+    shuffle: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option(
+            "--shuffle/--no-shuffle",
+            help="Draw mini-batches from a permutation, or take them in order. Default: shuffle, unless streamed.",
+            show_default=False,
+        ),
+    ] = None,
     optimizer: OptimizerName = "sgd",
     momentum: Momentum = 0.0,
     weight_decay: WeightDecay = 0.0,
     engine: Engine = "auto",
     seed: Seed = 0,
     test_fraction: TestFraction = 0.2,
+    benchmark: Benchmark = True,
     out: Folder = None,
 ) -> None:
     """Train a linear model on standardised features, judge it on held-out rows and save it.
 
-    Writes model.pt (takes features in their own units), losses.csv and loss.png.
+    Writes model.pt (takes features in their own units), losses.csv and loss.png. A table that is streamed is read once,
+    with --batch-size once more in every epoch; its mean absolute error would take another pass and is left out.
     """
-    dataset = _dataset(data, target, feature, seed)
-    train_part, test_part = _split(dataset, test_fraction, seed)
-    standardize = datasets.Standardize.fit(train_part.X)
-    linear = initial_linear(train_part.X.shape[1], train_part.y.shape[1], seed=seed)
-    losses: list[float] = []
-
-    def report(epoch: int, loss: float) -> None:
-        losses.append(loss)
-        if epoch * 10 // epochs > (epoch - 1) * 10 // epochs:
-            console.print(f"Epoch [{epoch}/{epochs}], Loss: {loss:.4f}")
-
-    folder = _folder("train", out)
-    settings = {
-        "data": dataset.name,
-        "rows": len(dataset),
-        "test_fraction": test_fraction,
-        "seed": seed,
+    options: dict[str, Any] = {
         "lr": lr,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -179,37 +210,57 @@ def train(
         "momentum": momentum,
         "weight_decay": weight_decay,
     }
-    model = nn.Sequential(standardize, linear)
+    folder = _folder("train", out)
+    shares = [("--test-fraction", test_fraction)]
+    streamed = is_streamed(data, stream)
+    if streamed:
+        table = read_streamed(data, target, feature)
+        check_before_the_pass(table, shuffle=shuffle, engine=engine, **options)
+        problem = from_table(table, shares, seed, mini_batches=batch_size is not None, progress=True)
+    else:
+        problem = from_memory(read_data(data, target, feature, seed), shares, seed)
+    features, targets = len(problem.feature_names), len(problem.target_names)
+    linear = initial_linear(features, targets, seed=seed)
+    settings = {
+        "data": problem.name,
+        "rows": problem.rows,
+        "test_fraction": test_fraction,
+        "seed": seed,
+        "streamed": streamed,
+        **options,
+    }
 
     def save(**more: Any) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        metadata = {**settings, **more}
-        names = {"feature_names": dataset.feature_names, "target_names": dataset.target_names}
-        return save_model(folder / "model.pt", model, metadata=metadata, **names)
+        return save_model(
+            folder / "model.pt",
+            nn.Sequential(problem.standardize, linear),
+            metadata={**settings, **more},
+            feature_names=problem.feature_names,
+            target_names=problem.target_names,
+        )
 
-    console.print(_describe(dataset, train_part, test_part))
+    console.print(str(problem), soft_wrap=True)
+    report = _Report(epochs)
     with _made(folder):  # before the work, not after it
         try:
             result = fit(
                 linear,
-                standardize(train_part.X),
-                train_part.y,
-                lr=lr,
-                epochs=epochs,
-                batch_size=batch_size,
-                optimizer=optimizer,
-                momentum=momentum,
-                weight_decay=weight_decay,
-                validation=None if test_part is None else (standardize(test_part.X), test_part.y),
+                problem.X,
+                problem.y,
+                shuffle=shuffle,
+                validation=problem.validation,
                 engine=engine,
                 seed=seed,
                 progress=report,
+                **options,
             )
         except KeyboardInterrupt as error:
-            if not losses:
-                raise _failure("interrupted in the first epoch; nothing was saved", INTERRUPTED) from error
-            path = save(engine=engine, interrupted=True, epochs=len(losses))
-            kept = f"the model after {len(losses)} of {epochs} epochs is kept in {path}"
+            done = len(report.losses)
+            if not done:
+                raise _failure("interrupted in the first epochs; nothing was saved", INTERRUPTED) from error
+            path = save(engine=report.engine, interrupted=True, epochs=done)
+            kept = f"the model after {done} of {epochs} epochs is kept in {path}"
             raise _failure(f"interrupted; {kept}", INTERRUPTED) from error
         except DivergedError as error:
             where = f"the {error.kind} became {error.loss} in epoch {error.epoch} with lr={error.lr:g}"
@@ -217,16 +268,31 @@ def train(
                 f"{where}, nothing was saved: lower --lr, or let torchintro tune find one", DIVERGED
             ) from error
 
-    parts = {"training": train_part} if test_part is None else {"training": train_part, "held out": test_part}
-    metrics = {name: measure(model, part.X, part.y) for name, part in parts.items()}
+    metrics = problem.measure(linear)
     curves = {"training": result.losses.tolist()}
     if result.validation_losses is not None:
         curves["held out"] = result.validation_losses.tolist()
     save(engine=result.engine, seconds=result.seconds, metrics=metrics)
-    plots.plot_loss_by_epoch(folder / "loss.png", curves, title=f"{dataset.name}, lr = {lr:g}")
-    _write_csv(folder / "losses.csv", ["epoch", *curves], zip(range(1, epochs + 1), *curves.values(), strict=True))
-    console.print(_metrics_table(metrics))
-    console.print(f"{result.seconds / epochs * 1e6:.0f} us per epoch with the engine {result.engine}")
+    plots.plot_loss_by_epoch(folder / "loss.png", curves, title=f"{problem.name}, lr = {lr:g}")
+    write_csv(folder / "losses.csv", ["epoch", *curves], zip(range(1, epochs + 1), *curves.values(), strict=True))
+    console.print(metrics_table(metrics))
+    a_epoch = duration(result.seconds / epochs)
+    console.print(f"{epochs} epochs took {duration(result.seconds)}, {a_epoch} each, with the engine {result.engine}")
+    if benchmark and result.engine != "reference" and problem.pass_seconds is None:
+        plain = time_plain_loop(
+            initial_linear(features, targets, seed=seed),
+            problem.X,
+            problem.y if isinstance(problem.y, Tensor) else problem.X,
+            validation=problem.validation,
+            optimizer=parse_optimizer("fit", optimizer, momentum, weight_decay, None),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            most_epochs=epochs,
+        )
+        console.print(against_plain(result.seconds, plain.seconds_per_epoch, plain.epochs, epochs), soft_wrap=True)
+    elif benchmark and problem.pass_seconds is not None and batch_size is None:
+        console.print(of_passes(problem.pass_seconds, epochs, "this run"), soft_wrap=True)
     console.print(f"model.pt, losses.csv and loss.png are in {folder}", soft_wrap=True)
 
 
@@ -236,9 +302,26 @@ def tune(
     data: Data = "diabetes",
     target: Target = None,
     feature: Feature = None,
+    stream: Stream = None,
     trials: Annotated[int, typer.Option(help="Finished trials wanted, those of an earlier run included.")] = 20,
     lr_low: Annotated[float, typer.Option(help="Lowest learning rate.")] = 1e-4,
     lr_high: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-1,
+    search: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--search",
+            help="Search this too: NAME=LOW:HIGH or NAME=a,b,c, with momentum, weight_decay, batch_size or an option "
+            "of the optimizer; repeat it for several.",
+            metavar="NAME=...",
+        ),
+    ] = None,
+    pruner: Annotated[
+        str, typer.Option(help="median or hyperband: what marks trials that are not worth going on with; or none.")
+    ] = "none",
+    trials_per_batch: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Trials trained together. Default: what suits the sampler."),
+    ] = None,
     epochs: Epochs = 100,
     batch_size: BatchSize = None,
     optimizer: OptimizerName = "sgd",
@@ -250,7 +333,7 @@ def tune(
     validation_fraction: Annotated[
         float, typer.Option(help="Share of the remaining rows that judge a trial; 0 to judge by the training loss.")
     ] = 0.2,
-    benchmark: Annotated[bool, typer.Option(help="Time every trial in plain PyTorch too.")] = True,
+    benchmark: Benchmark = True,
     storage: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Optuna storage URL. Default: study.db (SQLite) in the run folder."),
@@ -258,51 +341,66 @@ def tune(
     study_name: Annotated[str, typer.Option(help="Name of the study in the storage.")] = "torchintro",
     out: Folder = None,
 ) -> None:
-    """Search the learning rate with Optuna; the same command with the same --out goes on where it stopped.
+    """Search the learning rate, and with --search more, with Optuna; with the same --out it goes on where it stopped.
 
-    Rows held out by --test-fraction stay out of the search. Writes study.db, trials.csv and lr.png.
+    Trials are trained many at a time. Rows held out by --test-fraction stay out of the search. Writes study.db,
+    trials.csv and lr.png.
     """
     if lr_low >= lr_high:
         raise ValueError(f"tune: --lr-low must be below --lr-high, but got {lr_low:g} and {lr_high:g}")
+    space = search_space(search or [])
     from . import tuning  # Optuna takes a second to import
 
-    dataset = _dataset(data, target, feature, seed)
-    rest, _ = _split(dataset, test_fraction, seed)
-    train_part, validation_part = _split(rest, validation_fraction, seed, name="--validation-fraction")
-    standardize = datasets.Standardize.fit(train_part.X)
+    options: dict[str, Any] = {
+        "n_trials": trials,
+        "epochs": epochs,
+        "lr": (lr_low, lr_high),
+        "search_space": space or None,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "pruner": make_pruner(pruner, epochs),
+        "trials_per_batch": trials_per_batch,
+        "seed": seed,
+        "engine": engine,
+    }
     folder = _folder("tune", out)
+    shares = [("--test-fraction", test_fraction), ("--validation-fraction", validation_fraction)]
+    if is_streamed(data, stream):
+        table = read_streamed(data, target, feature)
+        mini_batches = batch_size is not None or "batch_size" in space
+        check_study_before_the_pass(table, **options)
+        problem = from_table(table, shares, seed, "to judge by", mini_batches=mini_batches, progress=True)
+    else:
+        problem = from_memory(read_data(data, target, feature, seed), shares, seed, "to judge by")
     url = storage or f"sqlite:///{urllib.parse.quote(str(folder / 'study.db'))}"
-    console.print(_describe(dataset, train_part, validation_part, "to judge by"))
-    with _made(folder), _trial_counter(trials) as count:
+    console.print(str(problem), soft_wrap=True)
+    with _made(folder), _trial_counter(trials) as (count, numbers):
+        start = time.perf_counter()
         try:
             study = tuning.tune(
-                standardize(train_part.X),
-                train_part.y,
-                n_trials=trials,
-                epochs=epochs,
-                lr=(lr_low, lr_high),
-                batch_size=batch_size,
-                optimizer=optimizer,
-                momentum=momentum,
-                weight_decay=weight_decay,
-                validation=None if validation_part is None else (standardize(validation_part.X), validation_part.y),
+                problem.X,
+                problem.y,
+                validation=problem.validation,
                 storage=url,
                 study_name=study_name,
-                seed=seed,
-                engine=engine,
                 benchmark=benchmark,
                 progress=count,
+                **options,
             )
         except KeyboardInterrupt as error:
             again = f"the same command with --out {folder} goes on from there"
             raise _failure(f"interrupted; the finished trials are kept in {url}, {again}", INTERRUPTED) from error
-        judged_by = "training loss" if validation_part is None else "validation loss"
-        _show_study(study, judged_by, tuning.best_lr(study))
-        trials_done = [trial for trial in study.trials if trial.value is not None]
-        lrs, losses = [trial.params["lr"] for trial in trials_done], [trial.values[0] for trial in trials_done]
-        plots.plot_loss_by_lr(folder / "lr.png", lrs, losses, title=dataset.name, ylabel=judged_by)
-        rows = zip((trial.number for trial in trials_done), lrs, losses, strict=True)
-        _write_csv(folder / "trials.csv", ["trial", "lr", judged_by], rows)
+        seconds = time.perf_counter() - start
+        judged_by = "training loss" if problem.validation is None else "validation loss"
+        show_study(console, study, judged_by)
+        for sentence in cost_of_study(study, numbers, seconds, epochs, problem.pass_seconds if benchmark else None):
+            console.print(sentence, soft_wrap=True)
+        complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+        lrs, losses = [trial.params["lr"] for trial in complete], [trial.values[0] for trial in complete]
+        plots.plot_loss_by_lr(folder / "lr.png", lrs, losses, title=problem.name, ylabel=judged_by)
+        write_trials(folder / "trials.csv", study, judged_by)
     console.print(f"lr.png and trials.csv are in {folder}, the study in {url}", soft_wrap=True)
     if tuning.best_lr(study) is None:
         raise ArithmeticError("tune: every learning rate diverged: lower --lr-low and --lr-high")
@@ -313,26 +411,41 @@ def tune(
 def evaluate(
     model: ModelFile,
     data: Data = "diabetes",
+    stream: Stream = None,
     held_out: Annotated[
         bool, typer.Option("--held-out/--all-rows", help="Only the rows that train or demo held out of this data.")
     ] = False,
 ) -> None:
     """Judge a saved model: mean squared error, its root, mean absolute error and R2."""
     saved = load_model(model)
-    dataset = _data_of(saved, data)
+    kept = saved.metadata
+    # Rows of a table that was streamed were held out by another rule.
+    streamed = is_streamed(data, True if held_out and kept.get("streamed") and data not in BUILT_IN else stream)
+    if streamed:
+        table = read_streamed(data, saved.target_names, saved.feature_names)
+        rows, where = table.rows, data
+    else:
+        dataset = data_of(saved, data)
+        rows, where = len(dataset), dataset.name
     if held_out:
-        kept = saved.metadata
-        same = kept.get("rows") == len(dataset) and Path(str(kept.get("data"))).name == Path(dataset.name).name
-        if not same or not kept.get("test_fraction"):
-            source = f"{kept.get('data')} with {kept.get('rows')} rows, {kept.get('test_fraction')} of them held out"
+        known = rows is None or kept.get("rows") == rows
+        same = known and Path(str(kept.get("data"))).name == Path(where).name
+        if not same or not kept.get("test_fraction") or bool(kept.get("streamed")) != streamed:
+            how = ", streamed" if kept.get("streamed") else ""
+            source = f"{kept.get('data')} with {kept.get('rows')} rows{how}, {kept.get('test_fraction')} held out"
             raise ValueError(
                 f"evaluate: --held-out needs the data that the model was trained on ({source}), "
-                f"but got {dataset.name} with {len(dataset)} rows"
+                f"but got {where}" + ("" if rows is None else f" with {rows} rows") + (", streamed" * streamed)
             )
-        _, dataset = datasets.split(dataset, kept["test_fraction"], seed=kept["seed"])
+        if streamed:
+            table = table.split(kept["test_fraction"], seed=kept["seed"])[1]
+        else:
+            _, dataset = datasets.split(dataset, kept["test_fraction"], seed=kept["seed"])
     name = "held out" if held_out else "all rows"
-    console.print(f"{model} on {dataset.name}, {len(dataset)} rows", soft_wrap=True)
-    console.print(_metrics_table({name: measure(saved.model, dataset.X, dataset.y)}))
+    counted = table.rows if streamed else len(dataset)
+    console.print(f"{model} on {where}" + ("" if counted is None else f", {counted} rows"), soft_wrap=True)
+    metrics = measure(saved.model, table, progress=True) if streamed else measure(saved.model, dataset.X, dataset.y)
+    console.print(metrics_table({name: metrics}))
 
 
 @app.command()
@@ -340,6 +453,7 @@ def evaluate(
 def predict(
     model: ModelFile,
     data: Data = "diabetes",
+    stream: Stream = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--out", help="CSV file to write. Default: standard output."),
@@ -350,13 +464,18 @@ def predict(
     The data needs the columns of the model's features; others may be there.
     """
     saved = load_model(model)
-    X = _data_of(saved, data, with_targets=False).X
-    predictions = apply(saved.model, X).tolist()
-    rows = ([format(value, ".9g") for value in row] for row in predictions)
-    if out is None:
-        _write_rows(sys.stdout, saved.target_names, rows)
+    if is_streamed(data, stream):
+        from .tables import open_table
+
+        pieces = open_table(data, target=(), features=saved.feature_names).pieces()
+        predicted: Iterable[Tensor] = (apply(saved.model, X) for X, _ in pieces)
     else:
-        _write_csv(out, saved.target_names, rows)
+        predicted = [apply(saved.model, data_of(saved, data, with_targets=False).X)]
+    rows = ([format(value, ".9g") for value in row] for part in predicted for row in part.tolist())
+    if out is None:
+        write_rows(sys.stdout, saved.target_names, rows)
+    else:
+        write_csv(out, saved.target_names, rows)
 
 
 @app.command()
@@ -417,50 +536,6 @@ def info() -> None:
         typer.echo(f"{label:<{width}}  {value}")
 
 
-def _dataset(data: str, target: Sequence[str] | None, feature: Sequence[str] | None, seed: int) -> datasets.Dataset:
-    if data not in BUILT_IN:
-        if not Path(data).suffix:
-            raise ValueError(f"--data must be synthetic, diabetes or a file with a suffix, but got {data!r}")
-        return datasets.read_table(data, target=target or None, features=feature or None)
-    dataset = datasets.synthetic(seed=seed) if data == "synthetic" else datasets.diabetes()
-    if target and tuple(target) != dataset.target_names:
-        raise ValueError(f"--target must be {dataset.target_names[0]} for {data}, but got {', '.join(target)}")
-    return dataset if not feature else _with_features(dataset, feature)
-
-
-def _with_features(dataset: datasets.Dataset, names: Sequence[str]) -> datasets.Dataset:
-    known = dataset.feature_names
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{dataset.name} has no feature {name!r}; it has {', '.join(known)}")
-    columns = [known.index(name) for name in names]
-    return datasets.Dataset(dataset.name, dataset.X[:, columns], dataset.y, tuple(names), dataset.target_names)
-
-
-def _data_of(saved: SavedModel, data: str, with_targets: bool = True) -> datasets.Dataset:
-    """Return the data in the columns that the model was trained with; without targets, ``y`` is empty."""
-    if data in BUILT_IN:
-        dataset = _dataset(data, None, None, seed=int(saved.metadata.get("seed", 0)))
-        if with_targets and dataset.target_names != saved.target_names:
-            wanted = ", ".join(saved.target_names)
-            raise ValueError(f"the model predicts {wanted}, but {data} has the target {dataset.target_names[0]}")
-        return _with_features(dataset, saved.feature_names)
-    if with_targets:
-        return datasets.read_table(data, target=saved.target_names, features=saved.feature_names)
-    X = datasets.read_features(data, saved.feature_names)
-    return datasets.Dataset(data, X, X[:, :0], saved.feature_names, ())
-
-
-def _split(
-    dataset: datasets.Dataset, fraction: float, seed: int, name: str = "--test-fraction"
-) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    if fraction == 0:
-        return dataset, None
-    if not 0 < fraction < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, but got {fraction}")
-    return datasets.split(dataset, fraction, seed=seed)
-
-
 def _folder(command: str, out: Path | None) -> Path:
     folder = out or Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
     if folder.exists() and not folder.is_dir():
@@ -480,77 +555,34 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _trial_counter(trials: int) -> Iterator[Callable[[optuna.Study, optuna.trial.FrozenTrial], None]]:
-    """Give an Optuna callback that shows a moving count on a terminal and nothing elsewhere."""
+def _trial_counter(
+    trials: int,
+) -> Iterator[tuple[Callable[[optuna.Study, optuna.trial.FrozenTrial], None], list[int]]]:
+    """Give an Optuna callback that shows a moving count on a terminal, and the numbers of the trials that it saw."""
+    numbers: list[int] = []
     with console.status("tuning...") as status:
 
         def count(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-            loss = "diverged" if trial.user_attrs.get("diverged") else f"loss {trial.value:.6g}"
+            numbers.append(trial.number)
+            known = trial.value is not None and not trial.user_attrs.get("diverged")
+            loss = f"loss {trial.value:.6g}" if known else state_of(trial)
             status.update(f"trial {trial.number + 1} of {trials}: lr {trial.params['lr']:.5f}, {loss}")
 
-        yield count
+        yield count, numbers
 
 
-def _describe(
-    dataset: datasets.Dataset, first: datasets.Dataset, second: datasets.Dataset | None, purpose: str = "held out"
-) -> str:
-    columns = (
-        f"{dataset.X.shape[1]} feature{'s' if dataset.X.shape[1] > 1 else ''} -> {', '.join(dataset.target_names)}"
-    )
-    parts = f"{len(first)} to train" + ("" if second is None else f", {len(second)} {purpose}")
-    return f"{dataset.name}: {len(dataset)} rows, {columns}; {parts}"
+class _Report:
+    """Prints the engine, and the loss every tenth of the run; keeps all losses."""
 
+    def __init__(self, epochs: int) -> None:
+        self.epochs, self.engine = epochs, ""
+        self.losses: list[float] = []
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    return table
+    def begin(self, engine: str, reason: str) -> None:
+        self.engine = engine
+        console.print(f"engine {engine}: {reason}", soft_wrap=True)
 
-
-def _metrics_table(metrics: dict[str, dict[str, float]]) -> Table:
-    table = _table("rows", "MSE", "RMSE", "MAE", "R2")
-    for name, values in metrics.items():
-        table.add_row(name, *(f"{values[key]:.6g}" for key in ("mse", "rmse", "mae", "r2")))
-    return table
-
-
-def _show_study(study: optuna.Study, judged_by: str, best: float | None) -> None:
-    table = _table("trial", "lr", judged_by, "us/epoch", "plain PyTorch")
-    finished = [trial for trial in study.trials if trial.value is not None]
-    pairs = []
-    for trial in finished:
-        attributes = trial.user_attrs
-        mine, plain = attributes["seconds_per_epoch"], attributes.get("reference_seconds_per_epoch")
-        if plain is not None:
-            pairs.append((mine, plain))
-        diverged = attributes.get("diverged")
-        table.add_row(
-            str(trial.number),
-            f"{trial.params['lr']:.6f}",
-            f"diverged, epoch {attributes['diverged_epoch']}" if diverged else f"{trial.values[0]:.6g}",
-            f"{mine * 1e6:.0f}",
-            "-" if plain is None else f"{plain * 1e6:.0f}",
-        )
-    console.print(table)
-    if best is not None:
-        console.print(
-            f"best lr: {best:.6g}, {judged_by} {study.best_value:.6g} (for torchintro train: --lr {best:.6g})"
-        )
-    if pairs:
-        mine, plain = (statistics.median(column) for column in zip(*pairs, strict=True))
-        engine = finished[-1].user_attrs["engine"]
-        console.print(
-            f"seconds per epoch, median: {mine:.3g} with {engine}, {plain:.3g} in plain PyTorch: {plain / mine:.2f}x"
-        )
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Any) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        _write_rows(file, header, rows)
-
-
-def _write_rows(file: Any, header: Sequence[str], rows: Any) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    def __call__(self, epoch: int, loss: float) -> None:
+        self.losses.append(loss)
+        if epoch * 10 // self.epochs > (epoch - 1) * 10 // self.epochs:
+            console.print(f"Epoch [{epoch}/{self.epochs}], Loss: {loss:.4f}")
