@@ -107,7 +107,7 @@ def _drive(run: OperatorRun, rows: Rows, lr: Tensor, report: Report | None, want
         validation_losses.append(of_held_out)
         stops = run.stopped.tolist()
         stopped = min(stops) >= 0
-        if max(stops) >= 0:  # Second moments tell in float64 what stopped a model.
+        if max(stops) >= 0:  # Second moments know losses that the model's own dtype does not.
             for series in (some, of_held_out):
                 series.masked_fill_(series > torch.finfo(rows.dtype).max, math.inf)
         if first == 0 and 0 in stops:
@@ -129,9 +129,6 @@ def _drive(run: OperatorRun, rows: Rows, lr: Tensor, report: Report | None, want
         rest = every.new_full((epochs - every.shape[0], models), math.nan)
         every = torch.cat([every, rest])
         held_out = torch.cat([held_out, rest]) if held_out.shape[0] else held_out
-    # Second moments know losses that the model's own dtype does not.
-    for series in (every, held_out):
-        series.masked_fill_(series > torch.finfo(rows.dtype).max, math.inf)
     failures = _failures(run, rows, every, held_out)
     return Trained(
         weight=run.weight.to(rows.device, rows.dtype),
