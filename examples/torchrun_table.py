@@ -1,7 +1,7 @@
 """Train on a table by several processes, each of which reads its own share of the rows once.
 
-    torchrun --standalone --nproc-per-node=2 examples/torchrun_table.py          # a table that it makes itself
-    torchrun --standalone --nproc-per-node=2 examples/torchrun_table.py rows/    # .parquet, .csv or .npy, the target last
+    torchrun --standalone --nproc-per-node=2 examples/torchrun_table.py  # a table of its own
+    torchrun --standalone --nproc-per-node=2 examples/torchrun_table.py rows/  # .parquet, .csv or .npy
 
 On several machines, which all must see the table: ``torchrun --nnodes=... --rdzv-backend=c10d --rdzv-endpoint=...``.
 Without torchrun it is one process that reads all rows.

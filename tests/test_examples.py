@@ -51,7 +51,7 @@ def test_the_table_by_two_processes():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name, tmp_path, monkeypatch):
-    if name in ("torchintro.cli", "torchintro.demo"):
+    if name in ("torchintro.cli", "torchintro.demo", "torchintro._shown"):
         pytest.importorskip("typer")
     monkeypatch.chdir(tmp_path)
     failures, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
