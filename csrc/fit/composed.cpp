@@ -371,46 +371,6 @@ class Loop {
   int64_t epoch_ = 0;
 };
 
-Losses linear_mse_fit_composed(
-    const at::Tensor& input,
-    const at::Tensor& target,
-    const at::Tensor& linear_weight,
-    const OptionalTensor& linear_bias,
-    const at::Tensor& lr,
-    const at::Tensor& options,
-    const at::Tensor& state,
-    const at::Tensor& stopped,
-    std::string_view optimizer,
-    int64_t epoch,
-    int64_t step,
-    int64_t batch_size,
-    bool shuffle,
-    const std::optional<at::Generator>& generator,
-    const OptionalTensor& validation_input,
-    const OptionalTensor& validation_target,
-    bool train_weight,
-    bool train_bias) {
-  return composed_rows_run(check_rows_run(
-      input,
-      target,
-      linear_weight,
-      linear_bias,
-      lr,
-      options,
-      state,
-      stopped,
-      optimizer,
-      epoch,
-      step,
-      batch_size,
-      shuffle,
-      generator,
-      validation_input,
-      validation_target,
-      train_weight,
-      train_bias));
-}
-
 } // namespace
 
 Losses composed_rows_run(const RowsRun& run) {
@@ -422,17 +382,12 @@ Losses composed_rows_run(const RowsRun& run) {
 }
 
 TORCH_LIBRARY_FRAGMENT(torchintro, m) {
-  // linear_mse_fit's arguments (fit.cpp); tests compare the two.
-  m.def(
-      "_linear_mse_fit_composed(Tensor input, Tensor target, Tensor(a!) linear_weight, Tensor(b!)? linear_bias, "
-      "Tensor lr, Tensor options, Tensor(c!) state, Tensor(d!) stopped, str optimizer, int epoch=0, int step=0, "
-      "int batch_size=0, bool shuffle=True, Generator? generator=None, Tensor? validation_input=None, "
-      "Tensor? validation_target=None, bool train_weight=True, bool train_bias=True) "
-      "-> (Tensor losses, Tensor validation_losses)");
+  // As linear_mse_fit: tests compare the two.
+  m.def("_linear_mse_fit_composed(" TORCHINTRO_ROWS_ARGUMENTS ") -> (Tensor losses, Tensor validation_losses)");
 }
 
 TORCH_LIBRARY_IMPL(torchintro, CompositeExplicitAutograd, m) {
-  m.impl("_linear_mse_fit_composed", linear_mse_fit_composed);
+  m.impl("_linear_mse_fit_composed", rows_operator<composed_rows_run>);
 }
 
 } // namespace torchintro::fit

@@ -309,15 +309,10 @@ at::Tensor draw_order(const RowsRun& run) {
 }
 
 TORCH_LIBRARY_FRAGMENT(torchintro, m) {
-  m.def(
-      "linear_mse_fit(Tensor input, Tensor target, Tensor(a!) linear_weight, Tensor(b!)? linear_bias, Tensor lr, "
-      "Tensor options, Tensor(c!) state, Tensor(d!) stopped, str optimizer, int epoch=0, int step=0, int batch_size=0, "
-      "bool shuffle=True, Generator? generator=None, Tensor? validation_input=None, Tensor? validation_target=None, "
-      "bool train_weight=True, bool train_bias=True) -> (Tensor losses, Tensor validation_losses)");
+  m.def("linear_mse_fit(" TORCHINTRO_ROWS_ARGUMENTS ") -> (Tensor losses, Tensor validation_losses)");
   m.def(
       "linear_statistics_fit(Tensor[] moments, Tensor[] validation, Tensor(a!) linear_weight, Tensor(b!)? linear_bias, "
-      "Tensor lr, "
-      "Tensor options, Tensor(c!) state, Tensor(d!) stopped, str optimizer, int epoch=0, int step=0, "
+      "Tensor lr, Tensor options, Tensor(c!) state, Tensor(d!) stopped, str optimizer, int epoch=0, int step=0, "
       "bool train_weight=True, bool train_bias=True, float largest=1.7976931348623157e308) "
       "-> (Tensor losses, Tensor validation_losses)");
 }

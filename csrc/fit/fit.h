@@ -135,6 +135,29 @@ MomentsRun check_moments_run(
     bool train_bias,
     double largest);
 
+// An operator's function, from the check of its arguments (one of the two above) and what is done with a checked call: it has
+// the arguments of the check.
+template <auto check, auto train, typename Check = decltype(check)>
+struct CheckedOperator;
+template <auto check, auto train, typename CheckedRun, typename... Arguments>
+struct CheckedOperator<check, train, CheckedRun (*)(Arguments...)> {
+  static Losses call(Arguments... arguments) {
+    return train(check(arguments...));
+  }
+};
+template <Losses (*train)(const RowsRun&)>
+constexpr auto rows_operator = &CheckedOperator<&check_rows_run, train>::call;
+template <Losses (*train)(const MomentsRun&)>
+constexpr auto moments_operator = &CheckedOperator<&check_moments_run, train>::call;
+
+// The arguments of rows_operator in a schema.
+#define TORCHINTRO_ROWS_ARGUMENTS                                                                                      \
+  "Tensor input, Tensor target, Tensor(a!) linear_weight, Tensor(b!)? linear_bias, Tensor lr, Tensor options, "        \
+  "Tensor(c!) state, Tensor(d!) stopped, str optimizer, int epoch=0, int step=0, int batch_size=0, bool "              \
+  "shuffle=True, "                                                                                                     \
+  "Generator? generator=None, Tensor? validation_input=None, Tensor? validation_target=None, bool train_weight=True, " \
+  "bool train_bias=True"
+
 // Results before the first epoch: all NaN.
 Losses no_losses(const Run& run, bool validation);
 

@@ -60,12 +60,6 @@ class Rows(abc.ABC):
         """Raise the ValueError that names the first element that is NaN or infinite."""
 
     @abc.abstractmethod
-    def batches(
-        self, batch_size: int | None, shuffle: bool, generator: torch.Generator | None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Cut an epoch into mini-batches."""
-
-    @abc.abstractmethod
     def loss(self, weight: Tensor, bias: Tensor | None) -> float:
         """Return the loss of the training rows."""
 
@@ -301,12 +295,6 @@ class StatisticsRows(Rows):
     def loss(self, weight: Tensor, bias: Tensor | None) -> float:
         """Return the loss of the training rows."""
         return float(self.train.loss(weight, bias).item()) if torch.isfinite(weight).all() else math.nan
-
-    def batches(
-        self, batch_size: int | None, shuffle: bool, generator: torch.Generator | None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Raise an error: there are no rows."""
-        raise NotImplementedError("second moments have no rows")
 
 
 def _share() -> tuple[int, int]:

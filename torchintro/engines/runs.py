@@ -6,6 +6,7 @@ import abc
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,11 @@ class OperatorRun(abc.ABC):
     @abc.abstractmethod
     def _call(self, lr: Tensor) -> tuple[Tensor, Tensor]: ...
 
+    def _models(self, lr: Tensor, further: int = 0) -> tuple[Any, ...]:
+        """Return what both operators are told of the models, ``further`` epochs after those that are counted."""
+        how = self.options, self.state, self.stopped, self.rule
+        return self.weight, self.bias, lr, *how, self.epoch + further, self.step
+
     def start_again(self) -> None:
         """Put all parameters back to the initial ones."""
         self.state[0, :, : self._initial.numel()] = self._initial
@@ -89,15 +95,7 @@ class FusedRun(OperatorRun):
         losses: tuple[Tensor, Tensor] = torch.ops.torchintro.linear_mse_fit(
             self.rows.X,
             self.rows.y,
-            self.weight,
-            self.bias,
-            lr,
-            self.options,
-            self.state,
-            self.stopped,
-            self.rule,
-            self.epoch,
-            self.step,
+            *self._models(lr),
             self.batch_size,
             self.shuffle,
             self.generator,
@@ -121,15 +119,7 @@ class StatisticsRun(OperatorRun):
     def _call(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         losses: tuple[Tensor, Tensor] = torch.ops.torchintro.linear_statistics_fit(
             *self.moments,
-            self.weight,
-            self.bias,
-            lr,
-            self.options,
-            self.state,
-            self.stopped,
-            self.rule,
-            self.epoch,
-            self.step,
+            *self._models(lr),
             *self.trained,
             self.largest,
         )
@@ -154,15 +144,7 @@ class TableRun(OperatorRun):
                 some, _ = torch.ops.torchintro.linear_mse_fit(
                     X,
                     y,
-                    self.weight,
-                    self.bias,
-                    lr[epoch : epoch + 1],
-                    self.options,
-                    self.state,
-                    self.stopped,
-                    self.rule,
-                    self.epoch + epoch,
-                    self.step,
+                    *self._models(lr[epoch : epoch + 1], epoch),
                     self.batch_size,
                     False,
                     None,

@@ -262,6 +262,9 @@ def _loop_through(
     into: nn.Linear | None,
 ) -> Trained:
     """Train the models one after the other by the PyTorch loop."""
+    assert isinstance(
+        rows, (MemoryRows, TableRows)
+    )  # others have no rows that could be looped through, which choose says
     start = time.perf_counter()
     models = len(optimizers)
     losses = torch.full((epochs, models), math.nan, dtype=torch.float64)

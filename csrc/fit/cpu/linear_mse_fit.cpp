@@ -403,44 +403,7 @@ class Loop {
   double* validation_losses_ = nullptr;
 };
 
-Losses linear_mse_fit_cpu(
-    const at::Tensor& input,
-    const at::Tensor& target,
-    const at::Tensor& linear_weight,
-    const OptionalTensor& linear_bias,
-    const at::Tensor& lr,
-    const at::Tensor& options,
-    const at::Tensor& state,
-    const at::Tensor& stopped,
-    std::string_view optimizer,
-    int64_t epoch,
-    int64_t step,
-    int64_t batch_size,
-    bool shuffle,
-    std::optional<at::Generator> generator,
-    const OptionalTensor& validation_input,
-    const OptionalTensor& validation_target,
-    bool train_weight,
-    bool train_bias) {
-  const auto run = check_rows_run(
-      input,
-      target,
-      linear_weight,
-      linear_bias,
-      lr,
-      options,
-      state,
-      stopped,
-      optimizer,
-      epoch,
-      step,
-      batch_size,
-      shuffle,
-      generator,
-      validation_input,
-      validation_target,
-      train_weight,
-      train_bias);
+Losses linear_mse_fit_cpu(const RowsRun& run) {
   if (run.out_features > cpu::kMaximumFewOutputs) {
     return composed_rows_run(run);
   }
@@ -449,7 +412,7 @@ Losses linear_mse_fit_cpu(
 }
 
 TORCH_LIBRARY_IMPL(torchintro, CPU, m) {
-  m.impl("linear_mse_fit", linear_mse_fit_cpu);
+  m.impl("linear_mse_fit", rows_operator<linear_mse_fit_cpu>);
 }
 
 } // namespace

@@ -181,43 +181,14 @@ Losses train_on_moments(const MomentsRun& run) {
 
 namespace {
 
-Losses linear_statistics_fit_cpu(
-    at::TensorList moments,
-    at::TensorList validation,
-    const at::Tensor& linear_weight,
-    const OptionalTensor& linear_bias,
-    const at::Tensor& lr,
-    const at::Tensor& options,
-    const at::Tensor& state,
-    const at::Tensor& stopped,
-    std::string_view optimizer,
-    int64_t epoch,
-    int64_t step,
-    bool train_weight,
-    bool train_bias,
-    double largest) {
-  const auto run = check_moments_run(
-      moments,
-      validation,
-      linear_weight,
-      linear_bias,
-      lr,
-      options,
-      state,
-      stopped,
-      optimizer,
-      epoch,
-      step,
-      train_weight,
-      train_bias,
-      largest);
+Losses linear_statistics_fit_cpu(const MomentsRun& run) {
   auto losses = train_on_moments(run);
   count_changes(run);
   return losses;
 }
 
 TORCH_LIBRARY_IMPL(torchintro, CPU, m) {
-  m.impl("linear_statistics_fit", linear_statistics_fit_cpu);
+  m.impl("linear_statistics_fit", moments_operator<linear_statistics_fit_cpu>);
 }
 
 } // namespace

@@ -110,55 +110,18 @@ Losses one_launch(const RowsRun& run, cuda::FitRowsCall call) {
   return {part(losses, run.epochs), part(validation_losses, validation_epochs)};
 }
 
-Losses linear_mse_fit_cuda(
-    const at::Tensor& input,
-    const at::Tensor& target,
-    const at::Tensor& linear_weight,
-    const OptionalTensor& linear_bias,
-    const at::Tensor& lr,
-    const at::Tensor& options,
-    const at::Tensor& state,
-    const at::Tensor& stopped,
-    std::string_view optimizer,
-    int64_t epoch,
-    int64_t step,
-    int64_t batch_size,
-    bool shuffle,
-    const std::optional<at::Generator>& generator,
-    const OptionalTensor& validation_input,
-    const OptionalTensor& validation_target,
-    bool train_weight,
-    bool train_bias) {
-  const auto run = check_rows_run(
-      input,
-      target,
-      linear_weight,
-      linear_bias,
-      lr,
-      options,
-      state,
-      stopped,
-      optimizer,
-      epoch,
-      step,
-      batch_size,
-      shuffle,
-      generator,
-      validation_input,
-      validation_target,
-      train_weight,
-      train_bias);
+Losses linear_mse_fit_cuda(const RowsRun& run) {
   if (run.epochs == 0) {
     return no_losses(run, run.validation_input.defined());
   }
-  const c10::cuda::CUDAGuard guard(input.device());
+  const c10::cuda::CUDAGuard guard(run.input.device());
   const at::AutoDispatchBelowAutograd below_autograd;
   const auto call = make_call(run);
   return cuda::fit_rows_takes(call) ? one_launch(run, call) : composed_rows_run(run);
 }
 
 TORCH_LIBRARY_IMPL(torchintro, CUDA, m) {
-  m.impl("linear_mse_fit", linear_mse_fit_cuda);
+  m.impl("linear_mse_fit", rows_operator<linear_mse_fit_cuda>);
 }
 
 } // namespace
