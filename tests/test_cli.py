@@ -389,7 +389,7 @@ def test_demo(run, tmp_path):
     difference = float(text.split("largest relative difference ")[1].split()[0])
     assert difference < 1e-5
     assert "6 trials of 100 epochs, lr from 1e-4 to 1e-1, by the engine statistics:" in text
-    assert re.search(r"they took [\d.]+ [um]?s to train, [\d.]+ m?s with Optuna;", text)
+    assert re.search(r"they took [\d.]+ [um]?s to train \([\d.]+ m?s with Optuna and timing plain PyTorch\);", text)
     assert re.search(r"plain PyTorch would have taken [\d.]+ m?s \(measured on \d+ epochs\)", text)
     assert "engine statistics: full batch" in text
     losses = [float(line.split("Loss: ")[1]) for line in text.splitlines() if "Epoch [" in line]

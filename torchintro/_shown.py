@@ -163,10 +163,11 @@ def cost_of_study(
 
     trained = sum(trial.user_attrs["seconds_per_epoch"] * run(trial) for trial in trials)
     count = f"{len(trials)} trial{'s' * (len(trials) > 1)}"
-    sentences.append(
-        f"{count} of {epochs} epochs took {duration(trained)} to train, {duration(seconds)} with Optuna and the storage"
-    )
     timed = [trial for trial in trials if "reference_seconds_per_epoch" in trial.user_attrs]
+    besides = "Optuna, the storage and timing plain PyTorch" if timed else "Optuna and the storage"
+    sentences.append(
+        f"{count} of {epochs} epochs took {duration(trained)} to train, {duration(seconds)} with {besides}"
+    )
     if len(timed) == len(trials):
         plain = sum(trial.user_attrs["reference_seconds_per_epoch"] * run(trial) for trial in trials)
         measured = max(trial.user_attrs["reference_epochs"] for trial in trials)

@@ -188,7 +188,7 @@ def _tuning(console: Console, train: data.Dataset, seed: int, trials: int) -> tu
     )
     count, measured = len(pairs), pairs[0][2]["reference_epochs"]
     console.print(f"  {count} trials of {EPOCHS} epochs, lr from 1e-4 to 1e-1, by the engine {pairs[0][2]['engine']}:")
-    console.print(f"  they took {duration(spent)} to train, {duration(seconds)} with Optuna;")
+    console.print(f"  they took {duration(spent)} to train ({duration(seconds)} with Optuna and timing plain PyTorch);")
     console.print(f"  plain PyTorch would have taken {duration(plain)} (measured on {measured} epochs). The best:")
     table = _table("  lr", "validation loss", "training loss", "us/epoch", "plain PyTorch")
     for loss, lr, attributes in pairs[:5]:

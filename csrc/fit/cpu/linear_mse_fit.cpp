@@ -297,10 +297,6 @@ class Loop {
     }
   }
 
-  double* sums_of(int64_t block, int64_t model) {
-    return partial_.data() + (block * run_.models + model) * sums_;
-  }
-
   // Where a model's sums lie: those of a group are the losses of its models, their bias gradients, their weight gradients.
   struct Place {
     int64_t loss, bias, weight;
