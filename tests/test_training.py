@@ -286,6 +286,13 @@ BAD_CALLS = [
     ({"lr": math.nan}, ValueError, "fit: lr must be a positive, finite number, but got nan"),
     ({"lr": math.inf}, ValueError, "fit: lr must be a positive, finite number, but got inf"),
     ({"lr": "0.1"}, TypeError, "fit: lr must be a positive, finite number, but got '0.1'"),
+    ({"lr": 1e39}, ValueError, "fit: lr must be within the model's float32, but got 1e\\+39"),
+    (
+        {"X": "rows.parquet", "y": None},
+        TypeError,
+        "fit: X must be a tensor, an array or a table, but got a path: open it by open_table",
+    ),
+    ({"y": None}, TypeError, "fit: y must be a tensor or a NumPy array, but got None, which only goes with a table"),
     ({"lr": True}, TypeError, "fit: lr must be a positive, finite number, but got True"),
     ({"epochs": 0}, ValueError, "fit: epochs must be at least 1, but got 0"),
     ({"epochs": 2.0}, TypeError, "fit: epochs must be an integer, but got 2.0"),

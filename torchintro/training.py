@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -193,6 +194,9 @@ def fit(
     _check_model(model)
     epochs = _checks.positive_integer("fit", "epochs", epochs)
     rates = learning_rates("fit", lr, epochs)
+    if max(rates) > torch.finfo(model.weight.dtype).max:
+        dtype = str(model.weight.dtype).removeprefix("torch.")
+        raise ValueError(f"fit: lr must be within the model's {dtype}, but got {max(rates):g}")
     if batch_size is not None:
         batch_size = _checks.positive_integer("fit", "batch_size", batch_size)
     if shuffle is not None:
@@ -309,15 +313,24 @@ def _check_rows(
                 f"{X.in_features} and {X.out_features}"
             )
         return statistics_rows("fit", X, y, validation, dtype=model.weight.dtype, device=model.weight.device)
-    if y is None:
-        raise TypeError(
-            "fit: y must be a tensor or a NumPy array, but got None, which only goes with a table or statistics"
-        )
+    check_in_memory("fit", X, y)
     train = checked(X, y, ("X", "y"))
     if validation is None:
         return MemoryRows(*train)
     X_validation, y_validation = validation_pair("fit", validation)
     return MemoryRows(*train, checked(X_validation, y_validation, ("validation[0]", "validation[1]")))
+
+
+def check_in_memory(function: str, X: object, y: object) -> None:
+    """Raise a TypeError that says what to do if ``X`` is the path of a table, or ``y`` is missing."""
+    if isinstance(X, (str, os.PathLike)):
+        raise TypeError(
+            f"{function}: X must be a tensor, a NumPy array or a table, but got a path: open it by open_table"
+        )
+    if y is None:
+        raise TypeError(
+            f"{function}: y must be a tensor or a NumPy array, but got None, which only goes with a table or statistics"
+        )
 
 
 def is_table(value: object) -> TypeGuard[Table]:

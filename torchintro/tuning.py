@@ -20,7 +20,7 @@ from ._trials import StudyData, Trainer, Trials
 from .data import split_rows
 from .engines import ENGINES, MemoryRows
 from .statistics import LinearStatistics
-from .training import ArrayLike, initial_linear, is_table, statistics_rows, table_rows, validation_pair
+from .training import ArrayLike, check_in_memory, initial_linear, is_table, statistics_rows, table_rows, validation_pair
 
 if TYPE_CHECKING:
     from .tables import Table
@@ -240,10 +240,7 @@ def _study_data(
         return _of_table(X, y, validation, seed, fingerprint=fingerprint, progress=progress)
     if isinstance(X, LinearStatistics):
         return _of_statistics(X, y, validation, seed, fingerprint=fingerprint)
-    if y is None:
-        raise TypeError(
-            "tune: y must be a tensor or a NumPy array, but got None, which only goes with a table or statistics"
-        )
+    check_in_memory("tune", X, y)
     (features, targets), held_out = _tensors(X, y, validation, seed)
     initial = initial_linear(features.shape[1], targets.shape[1], seed=seed, dtype=features.dtype)
     settings: dict[str, Any] = {
