@@ -43,3 +43,25 @@ def needs_20_gb(device: str) -> Iterator[None]:
     yield
     if device == "cuda":
         torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Give the function that runs one command, in an empty folder."""
+    from command_line import run  # skips where the command line's packages are missing
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.fixture
+def _small(monkeypatch):
+    """Make blocks so small that a few rows have many."""
+    from torchintro import _csv, _readers, tables
+
+    monkeypatch.setattr(_readers, "BLOCK_BYTES", 256)
+    monkeypatch.setattr(_readers, "TRANSPOSED", 24)
+    monkeypatch.setattr(_csv, "RAW_BYTES", 64)
+    monkeypatch.setattr(_csv, "SAMPLE_BYTES", 40)
+    monkeypatch.setattr(_csv, "PARSED_BYTES", 32)
+    monkeypatch.setattr(tables, "HASHED", 5)

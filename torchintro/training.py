@@ -325,7 +325,7 @@ def check_in_memory(function: str, X: object, y: object) -> None:
     """Raise a TypeError that says what to do if ``X`` is the path of a table, or ``y`` is missing."""
     if isinstance(X, (str, os.PathLike)):
         raise TypeError(
-            f"{function}: X must be a tensor, a NumPy array or a table, but got a path: open it by open_table"
+            f"{function}: X must be a tensor, an array or a table, but got a path: open it by open_table"
         )
     if y is None:
         raise TypeError(
