@@ -438,6 +438,8 @@ class TestBackground:
         program = (
             "import os, signal, threading, time\n"
             "from torchintro._background import ahead\n"
+            # A suite that runs in a shell's background inherits that Ctrl-C is ignored.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "used = threading.Event()\n"
             "def make():\n"
             "    yield 1\n"
