@@ -324,9 +324,7 @@ def _check_rows(
 def check_in_memory(function: str, X: object, y: object) -> None:
     """Raise a TypeError that says what to do if ``X`` is the path of a table, or ``y`` is missing."""
     if isinstance(X, (str, os.PathLike)):
-        raise TypeError(
-            f"{function}: X must be a tensor, an array or a table, but got a path: open it by open_table"
-        )
+        raise TypeError(f"{function}: X must be a tensor, an array or a table, but got a path: open it by open_table")
     if y is None:
         raise TypeError(
             f"{function}: y must be a tensor or a NumPy array, but got None, which only goes with a table or statistics"
