@@ -38,6 +38,14 @@ def test_the_readme_s_table_comes_from_its_record(capsys):
     assert out in (ROOT / "README.md").read_text()
 
 
+def test_the_readme_s_table_of_training_comes_from_its_record(capsys):
+    record = OF_THE_README.with_name("2026-11-25-cpu-training-intel-xeon-amx.json")
+    assert command.main(record_path=record, table=True) == 0
+    out = capsys.readouterr().out
+    assert out.count("| study, ") == 2
+    assert out in (ROOT / "README.md").read_text()
+
+
 def test_tables_of_a_gpu(gpu_record):
     assert table.markdown(gpu_record)[2:] == [
         "| step, 1M x 64 -> 1 | 4.00 ms | 3.00 ms | - | 1.60 ms | 2.5x | 94 % |",
