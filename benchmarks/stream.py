@@ -12,7 +12,7 @@ Three programs then read it, each in a process of its own, so that the peak of r
 PyTorch and pyarrow in it (VmHWM of /proc/self/status: getrusage's begins at that of the process that started it):
 - reader: what pyarrow does alone over the same columns (`iter_batches`, `csv.open_csv`), or `readinto` for NPY;
 - stream: `torchintro.open_table(path).pieces()`, nothing done with the pieces;
-- pass: the same, with X'X, X'y and y'y added up in float64, as linear regression needs them.
+- pass: `torchintro.LinearStatistics.update(table)`, all that linear regression needs of the rows.
 They take turns, `--repeats` times; the fastest run of each counts, because another process can only make one slower.
 """
 
@@ -106,18 +106,11 @@ def run_stream(path: Path) -> int:
 
 
 def run_pass(path: Path) -> int:
-    import torch
-
     import torchintro
 
     table = torchintro.open_table(path)
-    columns = table.in_features + table.out_features
-    products, rows = torch.zeros(columns, columns, dtype=torch.float64), 0
-    for X, y in table.pieces():
-        data = torch.cat([X, y], 1).double()
-        products.addmm_(data.t(), data)
-        rows += X.shape[0]
-    return rows
+    statistics = torchintro.LinearStatistics(table.in_features, table.out_features).update(table)
+    return int(statistics.count)
 
 
 RUN: dict[str, Callable[[Path], int]] = {"reader": run_reader, "stream": run_stream, "pass": run_pass}
