@@ -21,6 +21,7 @@ from torchintro.training import fit, initial_linear
 optuna = pytest.importorskip("optuna")  # the machine of `make gpu-check` may lack it
 from optuna.trial import TrialState  # noqa: E402
 
+from torchintro._trials import held_interrupts  # noqa: E402
 from torchintro.tuning import best_lr, tune  # noqa: E402
 
 DATA = synthetic(60, seed=3)
@@ -350,6 +351,58 @@ def test_ctrl_c_while_a_batch_is_trained_together(monkeypatch):
             tune(X, y, n_trials=6, **options)
     study = tune(X, y, n_trials=6, **options)
     assert states(study) == ["FAIL"] * 6 + ["COMPLETE"] * 6
+
+
+class Dropping(optuna.storages.InMemoryStorage):
+    """Is interrupted while it records the third trial, and drops that, as a callback of a weak reference would."""
+
+    def set_trial_state_values(self, trial_id, state, values=None):
+        if state == TrialState.COMPLETE and self.get_trial(trial_id).number == 2:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.getpid()
+            except KeyboardInterrupt:
+                pass
+        return super().set_trial_state_values(trial_id, state, values)
+
+
+@pytest.fixture
+def _ctrl_c_interrupts():
+    # Where the suite runs in a shell's background, that Ctrl-C is ignored is inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_interrupts")
+def test_ctrl_c_while_a_storage_is_at_work_is_not_lost():
+    storage = Dropping()
+    with pytest.raises(KeyboardInterrupt):
+        tune(X, y, n_trials=6, epochs=2, seed=0, storage=storage, study_name="s")
+    (study,) = storage.get_all_studies()
+    left = [trial.state.name for trial in storage.get_all_trials(study._study_id)]
+    assert left == ["COMPLETE"] * 3 + ["FAIL"] * 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("_ctrl_c_interrupts")
+def test_a_second_ctrl_c_comes_through_at_once():
+    reached = []
+
+    def interrupted(times):
+        with held_interrupts():
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+                reached.append(os.getpid())
+            reached.append("the end")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(1)
+    assert reached[-1] == "the end"
+    del reached[:]
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(2)
+    assert "the end" not in reached
 
 
 def test_an_engine_that_trains_one_after_the_other_is_recorded_so(batches):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import signal
+import threading
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +24,7 @@ from ._plain import PlainLoop, time_plain_loop
 from ._search import BatchSampler, Space
 from .optimizers import Optimizer, parse_optimizer
 
-__all__ = ["Outcome", "StudyData", "Trainer", "Trials"]
+__all__ = ["Outcome", "StudyData", "Trainer", "Trials", "held_interrupts"]
 
 # What the models of a batch may take: for each its parameters, its gradients and up to four rows of optimizer state.
 _BATCH_BYTES = 2**28
@@ -30,6 +33,35 @@ _ROWS_A_MODEL = 6
 _MOST_REFUSED = 100
 
 _logger = optuna.logging.get_logger("optuna.torchintro")
+
+
+@contextlib.contextmanager
+def held_interrupts() -> Iterator[None]:
+    """Hold a Ctrl-C back until the context ends, where a storage is at work; a second one comes through at once.
+
+    SQLAlchemy lets KeyboardInterrupt pass through weak references' callbacks and clean-ups, where Python drops it,
+    another error takes its place, or a connection is left with a lock that what comes next waits for. A handler of the
+    caller's own is left alone.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = False
+
+    def hold(number: int, frame: types.FrameType | None) -> None:
+        nonlocal came
+        if came:
+            signal.default_int_handler(number, frame)
+        came = True
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,15 +332,19 @@ class Trials:
                     self._refused = 0
                     batch.append((trial, parameters))
                 else:
-                    self._refuse(trial, parameters, reason, recorded)
+                    with held_interrupts():
+                        self._refuse(trial, parameters, reason, recorded)
+                        self._show(trial)
             if batch:
                 outcomes = self._trainer.train([parameters for _, parameters in batch])
                 for (trial, parameters), outcome in zip(batch, outcomes, strict=True):
-                    self._record(trial, parameters, outcome, recorded)
+                    with held_interrupts():
+                        self._record(trial, parameters, outcome, recorded)
+                        self._show(trial)
         except BaseException:
             for number in suggesting.numbers:
                 if number not in recorded:
-                    with contextlib.suppress(Exception):  # the one on its way says more
+                    with contextlib.suppress(Exception), held_interrupts():  # the one on its way says more
                         self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
             raise
 
@@ -317,8 +353,9 @@ class Trials:
         self._study.sampler = suggesting
         try:
             for _ in range(size):
-                trial = self._study.ask(self._space)
-                parameters = trial.params
+                with held_interrupts():
+                    trial = self._study.ask(self._space)
+                    parameters = trial.params
                 asked.append((trial, parameters))
                 suggesting.take(parameters)
         finally:
@@ -373,6 +410,8 @@ class Trials:
         # As study.tell does, less its deep copy of the trial: that takes longer than all else here.
         _tell_with_warning(self._study, trial, value, state)
         recorded.add(trial.number)
+
+    def _show(self, trial: Trial) -> None:
         if self._progress is True:
             self._log(self._study._storage.get_trial(trial._trial_id))
         elif callable(self._progress):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import _checks
 from ._search import batch_size_of, check_values, default_sampler, learning_rates, other_parameters
-from ._trials import StudyData, Trainer, Trials
+from ._trials import StudyData, Trainer, Trials, held_interrupts
 from .data import split_rows
 from .engines import ENGINES, MemoryRows
 from .statistics import LinearStatistics
@@ -195,7 +195,8 @@ def tune(
             )
             with _interrupts(), _optimizing(study):
                 while (missing := n_trials - _finished(study)) > 0 and not study._stop_flag:
-                    size = trials_per_batch or batch_size_of(study.sampler, n_trials - missing) or missing
+                    with held_interrupts():
+                        size = trials_per_batch or batch_size_of(study.sampler, n_trials - missing) or missing
                     trials.run(min(size, missing, trainer.most_models))
     return study
 
@@ -220,7 +221,8 @@ def best_lr(study: optuna.Study) -> float | None:
 
 
 def _finished(study: optuna.Study) -> int:
-    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+    with held_interrupts():
+        return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
 
 def _check_objects(sampler: object, pruner: object, progress: object) -> None:
