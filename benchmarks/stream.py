@@ -108,9 +108,7 @@ def run_stream(path: Path) -> int:
 def run_pass(path: Path) -> int:
     import torchintro
 
-    table = torchintro.open_table(path)
-    statistics = torchintro.LinearStatistics(table.in_features, table.out_features).update(table)
-    return int(statistics.count)
+    return int(torchintro.open_table(path).statistics().count)
 
 
 RUN: dict[str, Callable[[Path], int]] = {"reader": run_reader, "stream": run_stream, "pass": run_pass}

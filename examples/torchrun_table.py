@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed
 
-from torchintro import LinearStatistics, fit, open_table
+from torchintro import fit, open_table
 from torchintro.training import initial_linear
 
 
@@ -34,10 +34,7 @@ def write_table(folder: Path) -> None:
 def main(path: Path, rank: int, world_size: int) -> None:
     """Train on the table at ``path``; every process calls this and ends with the same model."""
     table = open_table(path)
-    train, held_out = (LinearStatistics(table.in_features, table.out_features) for _ in range(2))
-    for X, y, mark in table.marked_pieces(0.2, seed=0, share=(rank, world_size)):
-        train.update(X[~mark], y[~mark])
-        held_out.update(X[mark], y[mark])
+    train, held_out = table.split_statistics(0.2, seed=0, share=(rank, world_size))
     read = int(train.count + held_out.count)
     if world_size > 1:
         train.reduce()

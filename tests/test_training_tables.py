@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchintro import DivergedError, LinearStatistics, fit, open_table, tune
+from torchintro import DivergedError, LinearStatistics, _files, fit, open_table, tune
 from torchintro.training import initial_linear
 
 
@@ -191,9 +191,10 @@ def test_two_processes_share_a_table(table, tmp_path):
             from torchintro.training import initial_linear
             torch.distributed.init_process_group("gloo")
             model = initial_linear(5, 1, seed=1)
-            result = fit(model, open_table({str(table.path)!r}), lr=0.05, epochs=20, validation=0.2, seed=3)
+            kept = {{"checkpoint": {str(tmp_path / "kept")!r}, "validation": 0.2, "seed": 3}}
+            result = fit(model, open_table({str(table.path)!r}), lr=0.05, epochs=20, **kept)
             rank = torch.distributed.get_rank()
-            study = tune(open_table({str(table.path)!r}), n_trials=12, epochs=5, validation=0.2, seed=3)
+            study = tune(open_table({str(table.path)!r}), n_trials=12, epochs=5, **kept)
             trials = [(trial.params["lr"], trial.value) for trial in study.trials]
             found = model.state_dict(), result.losses, result.validation_losses, trials
             torch.save(found, f"{tmp_path}/{{rank}}.pt")
@@ -209,6 +210,8 @@ def test_two_processes_share_a_table(table, tmp_path):
     done = subprocess.run(torchrun, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("fit: batch_size must be None for a table and several processes") == 2
+    kept = [_files.read("", tmp_path / f"kept.{rank}", "pass", 1, map_location="cpu") for rank in range(2)]
+    assert [file["rows"] for file in kept] == [500, 500]
     states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     model = model_for(X)
     expected = fit(model, table, lr=0.05, epochs=20, validation=0.2, seed=3)

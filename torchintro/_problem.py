@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from . import _checks
 from . import data as datasets
+from ._passes import gather
 from .engines import ENGINES, TableRows, choose
 from .evaluation import evaluate
 from .optimizers import parse_optimizer
@@ -184,6 +183,7 @@ def from_memory(
 
 
 def from_table(
+    command: str,
     table: Table,
     shares: Sequence[tuple[str, float]],
     seed: int,
@@ -191,16 +191,19 @@ def from_table(
     *,
     mini_batches: bool,
     progress: bool,
+    checkpoint: Path,
 ) -> Problem:
     """Gather the statistics of a table's parts in one pass.
 
     Args:
+        command: For sentences.
         table: Of features in their own units.
         shares: As for :func:`from_memory`, but for a hash of the row's number that decides.
         seed: Of the hash.
         purpose: As for :func:`from_memory`.
         mini_batches: Whether what is trained on is the table again, standardised, and not its statistics.
         progress: Whether to show how far the pass is.
+        checkpoint: A file from which the pass goes on after an interruption, and that a later command need not repeat.
     """
     from .tables import open_table
 
@@ -212,19 +215,11 @@ def from_table(
             table = table.split(share, seed=seed)[0] if share > 0 else table
         return table
 
-    sizes, share = (table.in_features, table.out_features), shares[-1][1]
-    train, held_out = LinearStatistics(*sizes), LinearStatistics(*sizes)
-    start = time.perf_counter()
-    if share > 0:
-        with contextlib.closing(rest_of(table).marked_pieces(share, seed=seed, progress=progress)) as marked:  # type: ignore[type-var]
-            for X, y, mark in marked:
-                train.update(X[~mark], y[~mark])
-                held_out.update(X[mark], y[mark])
-    else:
-        with contextlib.closing(rest_of(table).pieces(progress=progress)) as pieces:  # type: ignore[type-var]
-            for X, y in pieces:
-                train.update(X, y)
-    seconds = time.perf_counter() - start
+    share = shares[-1][1]
+    gathered = gather(
+        command, rest_of(table), share if share > 0 else None, seed=seed, progress=progress, checkpoint=checkpoint
+    )
+    train, held_out = gathered.train, gathered.held_out
     counts = [int(part.count.item()) for part in (train, held_out)]
     for count, part in zip(counts, ("to train on", "held out"), strict=True):
         if count == 0 and (share > 0 or part == "to train on"):
@@ -252,7 +247,7 @@ def from_table(
         X=X_or_statistics,
         y=None,
         validation=validation,
-        pass_seconds=seconds,
+        pass_seconds=gathered.seconds,
         _judged=judged,
     )
 

@@ -216,7 +216,10 @@ def train(
     if streamed:
         table = read_streamed(data, target, feature)
         check_before_the_pass(table, shuffle=shuffle, engine=engine, **options)
-        problem = from_table(table, shares, seed, mini_batches=batch_size is not None, progress=True)
+        with _pass_in(folder) as path:
+            problem = from_table(
+                "train", table, shares, seed, mini_batches=batch_size is not None, progress=True, checkpoint=path
+            )
     else:
         problem = from_memory(read_data(data, target, feature, seed), shares, seed)
     features, targets = len(problem.feature_names), len(problem.target_names)
@@ -371,7 +374,10 @@ def tune(
         table = read_streamed(data, target, feature)
         mini_batches = batch_size is not None or "batch_size" in space
         check_study_before_the_pass(table, **options)
-        problem = from_table(table, shares, seed, "to judge by", mini_batches=mini_batches, progress=True)
+        with _pass_in(folder) as path:
+            problem = from_table(
+                "tune", table, shares, seed, "to judge by", mini_batches=mini_batches, progress=True, checkpoint=path
+            )
     else:
         problem = from_memory(read_data(data, target, feature, seed), shares, seed, "to judge by")
     url = storage or f"sqlite:///{urllib.parse.quote(str(folder / 'study.db'))}"
@@ -552,6 +558,20 @@ def _made(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+@contextlib.contextmanager
+def _pass_in(folder: Path) -> Iterator[Path]:
+    """Give the file that keeps a pass over a table; say on Ctrl-C how to go on from it."""
+    with _made(folder):
+        path = folder / "pass.pt"
+        try:
+            yield path
+        except KeyboardInterrupt as error:
+            again = f"the same command with --out {folder} goes on from there"
+            raise _failure(
+                f"interrupted; what was read of the table is kept in {path}, {again}", INTERRUPTED
+            ) from error
 
 
 @contextlib.contextmanager

@@ -107,7 +107,8 @@ class LinearStatistics:
 
         Args:
             X: Features ``(N, in_features)``, tensor or NumPy array on any device, of any strides; ``N`` may be 0. Or a
-                table whose ``pieces()`` yields pairs ``(X, y)``, all of which are added or, if one is wrong, none.
+                table whose ``pieces()`` yields pairs ``(X, y)``, all of which are added or, if one is wrong, none; long
+                passes are better left to :meth:`torchintro.Table.statistics`, which goes on after an interruption.
             y: Targets ``(N, out_features)``; a target of shape ``(N,)`` is an error. None with a table.
             weight: One number of at least 0 for each row, ``(N,)``: a row of weight 2 counts as two rows. None with a
                 table; by default every row counts once.
@@ -238,8 +239,7 @@ class LinearStatistics:
         Raises:
             OSError: The file cannot be written; an existing one is as it was.
         """
-        content = {name: moment.cpu().clone() for name, moment in zip(_NAMES, self.tensors, strict=True)}
-        return _files.write(path, _KIND, _VERSION, content)
+        return _files.write(path, _KIND, _VERSION, to_content(self.tensors))
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
@@ -258,19 +258,9 @@ class LinearStatistics:
         """
         function = "LinearStatistics.load"
         content = _files.read(function, path, _KIND, _VERSION, map_location=device)
-        moments = tuple(m for m in map(content.get, _NAMES) if isinstance(m, Tensor) and m.dtype == torch.float64)
-        if len(moments) < len(_NAMES) or moments[1].dim() != 1 or moments[2].dim() != 1 or 0 in moments[4].shape:
-            raise ValueError(f"{function}: {path} is damaged: it must hold six tensors of float64")
+        moments = from_content(function, path, content)
         statistics = cls(moments[1].numel(), moments[2].numel(), device=device)
-        for name, moment, shape in zip(
-            _NAMES, moments, _shapes(statistics.in_features, statistics.out_features), strict=True
-        ):
-            if tuple(moment.shape) != shape or not bool(torch.isfinite(moment).all()):
-                raise ValueError(
-                    f"{function}: {path} is damaged: {name} must be finite and have shape {shape}, "
-                    f"but has {tuple(moment.shape)}"
-                )
-        statistics._set(moments)  # type: ignore[arg-type]
+        statistics._set(moments)
         return statistics
 
     def loss(self, W: _ArrayLike, b: _ArrayLike | None = None) -> Tensor:
@@ -521,6 +511,30 @@ class LinearStatistics:
     def _check_rows(self, function: str) -> None:
         if self.count.item() == 0:
             raise ValueError(f"{function}: the statistics must have at least one row of positive weight, but have none")
+
+
+def to_content(moments: _Moments) -> dict[str, Tensor]:
+    """Return what a file keeps of statistics, given their six tensors."""
+    return {name: moment.cpu().clone() for name, moment in zip(_NAMES, moments, strict=True)}
+
+
+def from_content(function: str, path: object, content: dict[str, Any]) -> _Moments:
+    """Return the six tensors of statistics that a file keeps, on the device that it was read to.
+
+    Raises:
+        ValueError: The file is damaged; the sentence begins with ``function``.
+    """
+    moments = tuple(m for m in map(content.get, _NAMES) if isinstance(m, Tensor) and m.dtype == torch.float64)
+    if len(moments) < len(_NAMES) or moments[1].dim() != 1 or moments[2].dim() != 1 or 0 in moments[4].shape:
+        raise ValueError(f"{function}: {path} is damaged: it must hold six tensors of float64")
+    shapes = _shapes(moments[1].numel(), moments[2].numel())
+    for name, moment, shape in zip(_NAMES, moments, shapes, strict=True):
+        if tuple(moment.shape) != shape or not bool(torch.isfinite(moment).all()):
+            raise ValueError(
+                f"{function}: {path} is damaged: {name} must be finite and have shape {shape}, "
+                f"but has {tuple(moment.shape)}"
+            )
+    return moments  # type: ignore[return-value]
 
 
 def _shapes(d: int, o: int) -> tuple[tuple[int, ...], ...]:

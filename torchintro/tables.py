@@ -18,9 +18,11 @@ from torch import Tensor
 
 from . import _checks, _columns, _csv
 from ._background import ahead
+from ._passes import gather
 from ._progress import Progress, reported
 from ._readers import READERS, Block, File, Reader, cells
 from .data import Standardize
+from .statistics import LinearStatistics
 
 __all__ = ["Table", "open_table"]
 
@@ -295,6 +297,81 @@ class Table:
         """
         _, part = self._cut("Table.marked_pieces", fraction, seed)
         return self._stream("Table.marked_pieces", rows, multiple, share, start, progress, part)
+
+    def statistics(
+        self,
+        *,
+        share: tuple[int, int] = (0, 1),
+        progress: Progress = None,
+        checkpoint: str | Path | None = None,
+        device: torch.device | str | None = None,
+    ) -> LinearStatistics:
+        """Gather the second moments of all rows in one pass over the files.
+
+        Equivalent to ``LinearStatistics(in_features, out_features).update(table)``, but that it can be interrupted.
+
+        Args:
+            share: As for :meth:`pieces`.
+            progress: As for :meth:`pieces`.
+            checkpoint: A file that keeps what was gathered, written every ten seconds, on Ctrl-C and at the end. If it
+                is there, the pass goes on from it, with the same bits in the end as one that was never interrupted;
+                after a whole pass nothing is read again. It is deleted where a value of the table is wrong. With
+                shares, give each a file of its own.
+            device: Where the rows are added up and the statistics are kept.
+
+        Returns:
+            The statistics.
+
+        Raises:
+            FileNotFoundError: The folder of ``checkpoint`` or a file of the table is not there.
+            OSError: ``checkpoint`` cannot be read or written.
+            ValueError: ``checkpoint`` is that of another pass or no such file at all; or as for :meth:`pieces`.
+
+        Example:
+            >>> table = open_table("houses/")  # doctest: +SKIP
+            >>> weight, bias = table.statistics(checkpoint="houses.pass").solve()  # doctest: +SKIP
+        """
+        function = "Table.statistics"
+        gathered = gather(function, self, share=share, progress=progress, checkpoint=checkpoint, device=device)
+        return gathered.train
+
+    def split_statistics(
+        self,
+        fraction: float = 0.2,
+        *,
+        seed: int = 0,
+        share: tuple[int, int] = (0, 1),
+        progress: Progress = None,
+        checkpoint: str | Path | None = None,
+        device: torch.device | str | None = None,
+    ) -> tuple[LinearStatistics, LinearStatistics]:
+        """Gather the second moments of the two parts that :meth:`split` makes, in one pass over the files.
+
+        Args:
+            fraction: As for :meth:`split`.
+            seed: As for :meth:`split`.
+            share: As for :meth:`pieces`.
+            progress: As for :meth:`pieces`.
+            checkpoint: As for :meth:`statistics`.
+            device: As for :meth:`statistics`.
+
+        Returns:
+            The statistics of the rows that are not held out, and of those that are.
+
+        Raises:
+            ValueError: As for :meth:`split` and :meth:`statistics`.
+        """
+        gathered = gather(
+            "Table.split_statistics",
+            self,
+            fraction,
+            seed=seed,
+            share=share,
+            progress=progress,
+            checkpoint=checkpoint,
+            device=device,
+        )
+        return gathered.train, gathered.held_out
 
     def _cut(self, function: str, fraction: float, seed: int) -> tuple[_Part, _Part]:
         """Return the two parts of this table."""

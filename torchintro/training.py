@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy.typing as npt
@@ -133,6 +134,7 @@ def fit(
     validation: Sequence[ArrayLike] | Table | LinearStatistics | float | None = None,
     engine: str = "auto",
     seed: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: Progress = False,
 ) -> FitResult:
     """Train a linear layer in place to the least mean squared error.
@@ -172,6 +174,9 @@ def fit(
             loss in a PyTorch loop (everything else too); ``"reference"``, the same loop in plain PyTorch; ``"auto"``,
             the one that suits, which the result names, with the reason.
         seed: Seed of the permutations; None draws them from PyTorch's global random state.
+        checkpoint: With a table, a file from which the pass that gathers its statistics goes on after an interruption,
+            as for :meth:`torchintro.Table.statistics`. Where ``torch.distributed`` is initialised every process has its
+            own, with its rank behind the name.
         progress: True prints the engine and the loss every tenth of the run, and how far the pass over a table is; a
             callable is given ``(epoch, loss)`` after every epoch. If it has a method ``begin``, that is given
             ``(engine, reason)`` before the first epoch, and epochs come in groups, up to a quarter of a second late.
@@ -207,7 +212,7 @@ def fit(
     chosen = parse_optimizer("fit", optimizer, momentum, weight_decay, optimizer_options)
     chosen.check("fit", [parameter for parameter in model.parameters() if parameter.requires_grad], rates[0])
     begin, report, wanted = _reporter(progress, epochs)
-    rows = _check_rows(model, X, y, validation, batch_size, shuffle, seed, progress is True)
+    rows = _check_rows(model, X, y, validation, batch_size, shuffle, seed, checkpoint, progress is True)
     start = time.perf_counter()
     trained = train_models(
         rows,
@@ -270,6 +275,7 @@ def _check_rows(
     batch_size: int | None,
     shuffle: bool | None,
     seed: int | None,
+    checkpoint: str | Path | None,
     progress: bool,
 ) -> Rows:
     def checked(X: object, y: object, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
@@ -303,8 +309,10 @@ def _check_rows(
             dtype=model.weight.dtype,
             device=model.weight.device,
             seed=seed,
+            checkpoint=checkpoint,
             progress=progress,
         )
+    check_no_checkpoint("fit", checkpoint)
     if isinstance(X, LinearStatistics):
         sizes = (model.in_features, model.out_features)
         if (X.in_features, X.out_features) != sizes:
@@ -331,6 +339,12 @@ def check_in_memory(function: str, X: object, y: object) -> None:
         )
 
 
+def check_no_checkpoint(function: str, checkpoint: object) -> None:
+    """Raise a TypeError for a checkpoint without a table."""
+    if checkpoint is not None:
+        raise TypeError(f"{function}: checkpoint only goes with a table that is streamed, but got {checkpoint!r}")
+
+
 def is_table(value: object) -> TypeGuard[Table]:
     """Say whether a value is a table that is streamed; without importing what only those need."""
     module = sys.modules.get("torchintro.tables")
@@ -347,6 +361,7 @@ def table_rows(
     dtype: torch.dtype,
     device: torch.device,
     seed: int | None,
+    checkpoint: str | Path | None,
     progress: bool,
 ) -> TableRows:
     """Check what goes with a table; return its rows."""
@@ -368,7 +383,16 @@ def table_rows(
         validation = _checks.fraction(function, "validation", validation)
     elif validation is not None:
         validation = check_pair(validation_pair(function, validation))
-    return TableRows(table, validation, function=function, dtype=dtype, device=device, seed=seed, progress=progress)
+    return TableRows(
+        table,
+        validation,
+        function=function,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+        progress=progress,
+        checkpoint=checkpoint,
+    )
 
 
 def statistics_rows(

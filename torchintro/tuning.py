@@ -7,6 +7,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -20,7 +21,16 @@ from ._trials import StudyData, Trainer, Trials, held_interrupts
 from .data import split_rows
 from .engines import ENGINES, MemoryRows
 from .statistics import LinearStatistics
-from .training import ArrayLike, check_in_memory, initial_linear, is_table, statistics_rows, table_rows, validation_pair
+from .training import (
+    ArrayLike,
+    check_in_memory,
+    check_no_checkpoint,
+    initial_linear,
+    is_table,
+    statistics_rows,
+    table_rows,
+    validation_pair,
+)
 
 if TYPE_CHECKING:
     from .tables import Table
@@ -57,6 +67,7 @@ def tune(
     seed: int | None = None,
     engine: str = "auto",
     benchmark: bool = False,
+    checkpoint: str | Path | None = None,
     progress: bool | Callable[[optuna.Study, FrozenTrial], None] = False,
 ) -> optuna.Study:
     """Search the learning rate, and if wanted other hyper-parameters, with which a linear layer trains best.
@@ -121,6 +132,7 @@ def tune(
         seed: Seed of the initial parameters, the mini-batches, the split and the sampler.
         engine: As for :func:`torchintro.fit`.
         benchmark: Time plain PyTorch too, measured on a few epochs, once for this call and each batch size.
+        checkpoint: As for :func:`torchintro.fit`. With a ``storage`` too, a killed study goes on wherever it was.
         progress: True lets Optuna log every trial; a callable is an Optuna callback, given ``(study, trial)`` once the
             trial is recorded. ``study.stop()`` in it takes effect after the batch.
 
@@ -155,7 +167,9 @@ def tune(
         **({"weight_decay": weight_decay} if weight_decay != 0 else {}),
     }
     others = other_parameters(search_space, optimizer=optimizer, given=given)
-    rows = _study_data(X, y, validation, seed, fingerprint=storage is not None, progress=progress is True)
+    rows = _study_data(
+        X, y, validation, seed, fingerprint=storage is not None, checkpoint=checkpoint, progress=progress is True
+    )
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "optimizer": optimizer,
@@ -235,11 +249,19 @@ def _check_objects(sampler: object, pruner: object, progress: object) -> None:
 
 
 def _study_data(
-    X: object, y: object, validation: object, seed: int | None, *, fingerprint: bool, progress: bool
+    X: object,
+    y: object,
+    validation: object,
+    seed: int | None,
+    *,
+    fingerprint: bool,
+    checkpoint: str | Path | None,
+    progress: bool,
 ) -> StudyData:
     """Return the data of a study: the only place that knows what kinds of data there are."""
     if is_table(X):
-        return _of_table(X, y, validation, seed, fingerprint=fingerprint, progress=progress)
+        return _of_table(X, y, validation, seed, fingerprint=fingerprint, checkpoint=checkpoint, progress=progress)
+    check_no_checkpoint("tune", checkpoint)
     if isinstance(X, LinearStatistics):
         return _of_statistics(X, y, validation, seed, fingerprint=fingerprint)
     check_in_memory("tune", X, y)
@@ -257,7 +279,14 @@ def _study_data(
 
 
 def _of_table(
-    table: Table, y: object, validation: object, seed: int | None, *, fingerprint: bool, progress: bool
+    table: Table,
+    y: object,
+    validation: object,
+    seed: int | None,
+    *,
+    fingerprint: bool,
+    checkpoint: str | Path | None,
+    progress: bool,
 ) -> StudyData:
     device = torch.device("cpu")
 
@@ -273,7 +302,16 @@ def _of_table(
         )
 
     rows = table_rows(
-        "tune", table, y, validation, checked, dtype=table.dtype, device=device, seed=seed, progress=progress
+        "tune",
+        table,
+        y,
+        validation,
+        checked,
+        dtype=table.dtype,
+        device=device,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
     )
     settings: dict[str, Any] = {"X": repr(table), "validation": repr(rows.validation)}
     if fingerprint:

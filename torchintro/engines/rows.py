@@ -6,6 +6,7 @@ import abc
 import functools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed
 from torch import Tensor
 
 from .. import _checks, functional
+from .._passes import Pass, gather
 from ..statistics import LinearStatistics
 from .loop import batches
 
@@ -145,6 +147,8 @@ class TableRows(Rows):
         device: Of the model.
         seed: Decides which rows are held out.
         progress: How far a pass over the table has come, as :meth:`torchintro.Table.pieces` shows it.
+        checkpoint: File from which a pass goes on, as for :meth:`torchintro.Table.statistics`; with ``.validation``
+            behind its name that of a pass over another table, and with the rank, of several processes, that of one.
     """
 
     def __init__(
@@ -157,13 +161,15 @@ class TableRows(Rows):
         device: torch.device,
         seed: int | None = None,
         progress: Progress = None,
+        checkpoint: str | Path | None = None,
     ) -> None:
         self.table, self.validation = table, validation
         self.function, self.dtype, self.device = function, dtype, device
         self.in_features, self.out_features = table.in_features, table.out_features
         self.has_validation = validation is not None
-        self.seed, self.progress = seed or 0, progress
-        self.statistics: tuple[LinearStatistics, LinearStatistics | None] | None = None
+        self.seed, self.progress, self.checkpoint = seed or 0, progress, checkpoint
+        self._statistics: LinearStatistics | None = None
+        self._held_out: LinearStatistics | None = None
 
     @functools.cached_property
     def train(self) -> Table:
@@ -179,54 +185,70 @@ class TableRows(Rows):
     def check_finite(self) -> None:
         """Do nothing: a table's pieces are finite, or reading them says which value is not."""
 
-    def gather(self) -> tuple[LinearStatistics, LinearStatistics | None]:
-        """Return the statistics of the training rows and of those held out, from one pass over the table."""
-        if self.statistics is None:
-            share = _share()
-            train, held_out = self._empty(), self._empty() if self.has_validation else None
-            given = self.validation if isinstance(self.validation, LinearStatistics) else None
-            if isinstance(self.validation, float) and held_out is not None:
-                pieces = self.table.marked_pieces(self.validation, seed=self.seed, share=share, progress=self.progress)
-                for X, y, mark in pieces:
-                    train.update(*self._here(X[~mark], y[~mark]))
-                    held_out.update(*self._here(X[mark], y[mark]))
+    def statistics(self) -> LinearStatistics:
+        """Return the statistics of the training rows of all processes, gathered once."""
+        if self._statistics is None:
+            fraction = self.validation if isinstance(self.validation, float) else None
+            gathered = self._gather(self.table, fraction)
+            if fraction is not None:  # of the same pass
+                self._held_out = self._of_all(gathered.held_out, "validation")
+            self._statistics = self._of_all(gathered.train, "X")
+        return self._statistics
+
+    def held_out(self) -> LinearStatistics | None:
+        """Return the statistics of the rows held out of all processes (or none), gathered once."""
+        given = self.validation
+        if self._held_out is None and given is not None:
+            if isinstance(given, float):
+                self.statistics()
+            elif isinstance(given, LinearStatistics):
+                self._held_out = given
+            elif isinstance(given, tuple):  # the same rows in each process
+                self._held_out = LinearStatistics(self.in_features, self.out_features).update(*given)
             else:
-                for X, y in self.table.pieces(share=share, progress=self.progress):
-                    train.update(*self._here(X, y))
-                if isinstance(self.validation, tuple) and held_out is not None:
-                    held_out.update(*self.validation)
-                elif given is not None:
-                    held_out = given
-                elif self.validation is not None and held_out is not None:
-                    assert not isinstance(self.validation, (float, tuple, LinearStatistics))
-                    for X, y in self.validation.pieces(share=share, progress=self.progress):
-                        held_out.update(*self._here(X, y))
-            if share[1] > 1:
-                train.reduce()
-                if held_out is not None and not isinstance(self.validation, (tuple, LinearStatistics)):
-                    held_out.reduce()
-            for name, part in (("X", train), ("validation", held_out)):
-                if part is not None and part.count.item() == 0:
-                    raise ValueError(f"{self.function}: {name} must have at least one row, but the table has none")
-            if held_out is not None and held_out is not given:
-                held_out.to("cpu")
-            self.statistics = train.to("cpu"), held_out
-        return self.statistics
+                self._held_out = self._of_all(self._gather(given, suffix=".validation").train, "validation")
+        return self._held_out
 
     def moments(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the second moments of the training rows and of those held out (or none), gathered once."""
-        train, held_out = self.gather()
+        train, held_out = self.statistics(), self.held_out()
         return list(train.tensors), [] if held_out is None else [moment.cpu() for moment in held_out.tensors]
 
     def loss(self, weight: Tensor, bias: Tensor | None) -> float:
         """Return the loss of the training rows."""
-        return float(self.gather()[0].loss(weight, bias).item()) if torch.isfinite(weight).all() else math.nan
+        return float(self.statistics().loss(weight, bias).item()) if torch.isfinite(weight).all() else math.nan
 
     def validation_loss(self, weight: Tensor, bias: Tensor | None) -> float:
         """Return the loss of the rows held out, from their second moments."""
-        held_out = self.validation if isinstance(self.validation, LinearStatistics) else self.gather()[1]
+        held_out = self.held_out()
         assert held_out is not None
         return float(held_out.loss(weight, bias).item())
+
+    def _gather(self, table: Table, fraction: float | None = None, suffix: str = "") -> Pass:
+        """Gather the statistics of this process's share of a table, which has a checkpoint of its own."""
+        rank, world_size = share = _share()
+        checkpoint = self.checkpoint
+        if checkpoint is not None:
+            checkpoint = f"{checkpoint}{suffix}" + (f".{rank}" if world_size > 1 else "")
+        return gather(
+            self.function,
+            table,
+            fraction,
+            seed=self.seed,
+            share=share,
+            progress=self.progress,
+            checkpoint=checkpoint,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def _of_all(self, statistics: LinearStatistics, name: str) -> LinearStatistics:
+        """Return the statistics of all processes on the CPU, given one's own."""
+        if processes() > 1:
+            statistics.reduce()
+        if statistics.count.item() == 0:
+            raise ValueError(f"{self.function}: {name} must have at least one row, but the table has none")
+        return statistics.to("cpu")
 
     def pieces(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Read the training rows in pieces of whole mini-batches, the last one apart."""
@@ -244,9 +266,6 @@ class TableRows(Rows):
 
     def _here(self, X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return X.to(self.device, self.dtype), y.to(self.device, self.dtype)
-
-    def _empty(self) -> LinearStatistics:
-        return LinearStatistics(self.in_features, self.out_features, device=self.device)
 
 
 class StatisticsRows(Rows):
