@@ -205,6 +205,19 @@ def test_train_that_diverges(run, tmp_path):
         ),
         (["train", "--optimizer", "sdg"], "fit: optimizer must be one of ASGD"),
         (["train", "--optimizer", "adam", "--momentum", "0.9"], "fit: momentum must be 0 for Adam"),
+        (
+            ["train", "--optimizer-option", "nesterov"],
+            "train: --optimizer-option must be NAME=VALUE, but got 'ne",
+        ),
+        (
+            ["tune", "--optimizer-option", "betas=0.9,"],
+            "tune: --optimizer-option must be NAME=VALUE, but got 'bet",
+        ),
+        (["train", *["--optimizer-option", "dampening=0"] * 2], "train: --optimizer-option must name each argument on"),
+        (["train", "--optimizer-option", "speed=1"], "fit: optimizer_options holds 'speed', which is not an argument"),
+        (["train", "--optimizer-option", "momentum=1"], "fit: optimizer_options holds 'momentum', which is a named ar"),
+        (["train", "--optimizer-option", "nesterov=true"], "fit: optimizer SGD refused this model or its options: Nes"),
+        (["train", "--optimizer", "adam", "--optimizer-option", "betas=1"], "fit: optimizer Adam refused this model o"),
         (["train", "--lr", "-1"], "fit: lr must be a positive, finite number, but got -1.0"),
         (["train", "--epochs", "0"], "fit: epochs must be at least 1, but got 0"),
         (["train", "--batch-size", "0"], "fit: batch_size must be at least 1, but got 0"),
@@ -445,13 +458,32 @@ def test_search_pruner_and_trials_that_have_no_value(run, tmp_path):
     assert len(trials) - len(refused) == 12
     assert any(trial["state"] == "pruned" for trial in trials)
     best = min((trial for trial in trials if trial["state"] == "complete"), key=lambda t: float(t["validation loss"]))
-    assert f"(for torchintro train: --lr {float(best['lr']):.6g} --momentum" in result.stdout
+    command = re.search(
+        r"\(for torchintro (train: --lr .* --momentum .* --optimizer-option nesterov=\w+)\)", result.stdout
+    )
+    arguments = command[1].replace(":", "").split()
+    assert float(arguments[2]) == pytest.approx(float(best["lr"]), rel=1e-5)
+    run(*arguments, "--out", "best")
+    assert load_model("best/model.pt").metadata["optimizer_options"] == {"nesterov": best["nesterov"] == "True"}
 
 
 def test_many_trials_are_not_all_shown(run, tmp_path):
     result = run("tune", "--trials", 60, "--epochs", 3, "--no-benchmark", "--out", "run")
     assert "the best 20 of 60 trials (trials.csv has all):" in result.stdout
     assert len((tmp_path / "run" / "trials.csv").read_text().splitlines()) == 61
+
+
+def test_options_of_the_optimizer(run):
+    for name, value in (("a", "0.9,0.999"), ("b", "0.5,0.9")):
+        options = ["--optimizer", "adam", "--optimizer-option", f"betas={value}", "--optimizer-option", "amsgrad=true"]
+        result = run("train", *options, "--epochs", 3, "--out", name)
+        assert "engine statistics" in result.stdout or "engine fused" in result.stdout
+    models = [load_model(f"{name}/model.pt") for name in "ab"]
+    assert models[1].metadata["optimizer_options"] == {"betas": [0.5, 0.9], "amsgrad": True}
+    assert not torch.equal(models[0].model[1].weight, models[1].model[1].weight)
+    run("tune", *options, "--trials", 2, "--epochs", 2, "--out", "run")
+    message = run("tune", "--optimizer", "adam", "--trials", 3, "--epochs", 2, "--out", "run", code=2).stderr
+    assert "was made with optimizer_options=\"{'betas': (0.5, 0.9), 'amsgrad': True}\", but got None" in message
 
 
 def test_mini_batches_in_order(run):

@@ -1,4 +1,4 @@
-"""What the options of ``torchintro tune`` mean to :func:`torchintro.tune`."""
+"""What the options of the commands mean to :func:`torchintro.fit` and :func:`torchintro.tune`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["make_pruner", "search_space"]
+__all__ = ["make_pruner", "optimizer_options", "search_space"]
+
+
+def optimizer_options(command: str, options: Sequence[str]) -> dict[str, Any]:
+    """Return what ``--optimizer-option`` options mean: a value with commas in it is a tuple, as ``betas`` is."""
+    found: dict[str, Any] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        name = name.strip().replace("-", "_")
+        parts = [part.strip() for part in value.split(",")]
+        if not name or not equals or not all(parts):
+            raise ValueError(f"{command}: --optimizer-option must be NAME=VALUE, but got {option!r}")
+        if name in found:
+            raise ValueError(f"{command}: --optimizer-option must name each argument once, but names {name} twice")
+        values = tuple(_literal(part) for part in parts)
+        found[name] = values[0] if len(values) == 1 else values
+    return found
 
 
 def search_space(options: Sequence[str]) -> dict[str, Any]:

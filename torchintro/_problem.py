@@ -262,6 +262,7 @@ def check_before_the_pass(
     optimizer: str,
     momentum: float,
     weight_decay: float,
+    optimizer_options: dict[str, Any] | None,
     engine: str,
 ) -> None:
     """Raise the error of what ``fit`` would refuse, before a pass that may take hours and not after it."""
@@ -271,7 +272,7 @@ def check_before_the_pass(
         batch_size = _checks.positive_integer("fit", "batch_size", batch_size)
     if shuffle and batch_size is not None:
         raise ValueError("fit: shuffle must not be True for a table, whose rows are read in their order")
-    chosen = parse_optimizer("fit", optimizer, momentum, weight_decay, None)
+    chosen = parse_optimizer("fit", optimizer, momentum, weight_decay, optimizer_options)
     linear = initial_linear(table.in_features, table.out_features, seed=0, dtype=table.dtype)
     chosen.check("fit", list(linear.parameters()), rates[0])
     _checks.one_of("fit", "engine", engine, ENGINES)

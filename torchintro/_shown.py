@@ -134,8 +134,8 @@ def _for_train(parameters: Mapping[str, Any]) -> str:
     own = " ".join(
         f"--{name.replace('_', '-')} {_value(parameters[name])}" for name in options if parameters.get(name) is not None
     )
-    rest = {name: value for name, value in parameters.items() if name not in options}
-    return f"for torchintro train: {own}" + (f"; {rest} only for fit's optimizer_options" if rest else "")
+    rest = "".join(f" --optimizer-option {name}={_value(v)}" for name, v in parameters.items() if name not in options)
+    return f"for torchintro train: {own}{rest}"
 
 
 def cost_of_study(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import data as datasets
 from . import plots
-from ._options import make_pruner, search_space
+from ._options import make_pruner, optimizer_options, search_space
 from ._plain import time_plain_loop
 from ._problem import (
     BUILT_IN,
@@ -99,6 +99,15 @@ BatchSize = Annotated[Optional[int], typer.Option(help="Rows per step. Default: 
 OptimizerName = Annotated[str, typer.Option("--optimizer", help="An optimizer of torch.optim, such as sgd or adam.")]
 Momentum = Annotated[float, typer.Option(help="The optimizer's momentum, where it has one.")]
 WeightDecay = Annotated[float, typer.Option(help="The optimizer's weight decay, where it has one.")]
+OptimizerOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--optimizer-option",
+        help="Another argument of the optimizer, such as nesterov=true or betas=0.9,0.99; repeat it for several.",
+        metavar="NAME=VALUE",
+        show_default=False,
+    ),
+]
 Engine = Annotated[
     str, typer.Option(help=f"One of {', '.join(ENGINES)}: what computes loss and gradients.", metavar="NAME")
 ]
@@ -191,6 +200,7 @@ def train(
     optimizer: OptimizerName = "sgd",
     momentum: Momentum = 0.0,
     weight_decay: WeightDecay = 0.0,
+    optimizer_option: OptimizerOption = None,
     engine: Engine = "auto",
     seed: Seed = 0,
     test_fraction: TestFraction = 0.2,
@@ -209,6 +219,7 @@ def train(
         "optimizer": optimizer,
         "momentum": momentum,
         "weight_decay": weight_decay,
+        "optimizer_options": optimizer_options("train", optimizer_option or []) or None,
     }
     folder = _folder("train", out)
     shares = [("--test-fraction", test_fraction)]
@@ -287,7 +298,7 @@ def train(
             problem.X,
             problem.y if isinstance(problem.y, Tensor) else problem.X,
             validation=problem.validation,
-            optimizer=parse_optimizer("fit", optimizer, momentum, weight_decay, None),
+            optimizer=parse_optimizer("fit", optimizer, momentum, weight_decay, options["optimizer_options"]),
             batch_size=batch_size,
             shuffle=shuffle,
             seed=seed,
@@ -330,6 +341,7 @@ def tune(
     optimizer: OptimizerName = "sgd",
     momentum: Momentum = 0.0,
     weight_decay: WeightDecay = 0.0,
+    optimizer_option: OptimizerOption = None,
     engine: Engine = "auto",
     seed: Seed = 0,
     test_fraction: TestFraction = 0.2,
@@ -363,6 +375,7 @@ def tune(
         "optimizer": optimizer,
         "momentum": momentum,
         "weight_decay": weight_decay,
+        "optimizer_options": optimizer_options("tune", optimizer_option or []) or None,
         "pruner": make_pruner(pruner, epochs),
         "trials_per_batch": trials_per_batch,
         "seed": seed,
