@@ -52,6 +52,19 @@ def test_is_gradient_descent(device, dtype, with_bias):
     assert weight._version > version
 
 
+@pytest.mark.parametrize(("features", "outputs"), [(1, 1), (513, 1), (2, 65)])
+def test_any_size(device, features, outputs):
+    """One pass of our own over the rows, or products for what is wider."""
+    X, y, weight, bias = problem(features=features, outputs=outputs, device=device)
+    lrs = torch.linspace(0.02, 0.01, 60, dtype=torch.float64)[::2]
+    expected, parameters = by_hand(X, y, weight, bias, lrs)
+    weight, bias = weight.t().contiguous().t(), bias.repeat_interleave(2)[::2]  # not contiguous
+    losses = linear_full_batch_fit(X, weight, y, linear_bias=bias, lr=lrs)
+    assert torch.allclose(losses, expected, rtol=1e-11)
+    for mine, theirs in zip((weight, bias), parameters, strict=True):
+        assert torch.allclose(mine.double(), theirs, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "make", "named"),
     [
@@ -115,6 +128,7 @@ def test_torchscript_calls_it():
 LR = torch.ones(2, dtype=torch.float64)
 BAD_CALLS = [
     ({"linear_weight": torch.zeros(3)}, ValueError, "linear_weight must have shape"),
+    ({"linear_weight": torch.zeros(0, 7)}, ValueError, r"linear_weight must have shape .*, none of them 0, but got \[0"),
     ({"linear_weight": torch.zeros(2, 7, dtype=torch.bfloat16)}, TypeError, "linear_weight must have dtype float32 or"),
     ({"input": torch.zeros(200, 6)}, ValueError, "input must have shape"),
     ({"input": torch.zeros(0, 7), "target": torch.zeros(0, 2)}, ValueError, "input must have shape"),
@@ -132,3 +146,9 @@ def test_bad_calls_say_what_is_wrong(arguments, error, message):
     call = {"input": X, "linear_weight": weight, "target": y, "linear_bias": bias, "lr": LR} | arguments
     with pytest.raises(error, match=f"^linear_full_batch_fit: {message}"):
         linear_full_batch_fit(call.pop("input"), call.pop("linear_weight"), call.pop("target"), **call)
+
+
+def test_an_unknown_optimizer():
+    X, y, weight, bias = problem()
+    with pytest.raises(ValueError, match=r"^linear_full_batch_fit: optimizer must be 'sgd', 'adam' or .*, but got 'sdg'"):
+        OPERATOR(X, y, weight, bias, LR, "sdg")

@@ -67,7 +67,7 @@ LinearMoments empty_moments(int64_t d, int64_t o) {
 }
 
 // From sums about the shift to centred ones.
-void finish(const RowMoments& call, const double* sums, const LinearMoments& moments) {
+void finish(const RowMoments& call, const double* sums, const MomentsMemory& moments) {
   const int64_t d = call.in_features, o = call.out_features, stride = moments_stride(call);
   const double* sum_y = sums + 1;
   const double* squares_y = sums + 1 + o;
@@ -75,13 +75,9 @@ void finish(const RowMoments& call, const double* sums, const LinearMoments& mom
   const double* products_y = sum_x + stride;
   const double* products_x = sum_x + moments_extra(call) * stride;
   const double* shift_y = call.shift + cpu::round_up(d, cpu::kMaximumLanes);
-  auto* mean_x = std::get<1>(moments).mutable_data_ptr<double>();
-  auto* mean_y = std::get<2>(moments).mutable_data_ptr<double>();
-  auto* sxx = std::get<3>(moments).mutable_data_ptr<double>();
-  auto* sxy = std::get<4>(moments).mutable_data_ptr<double>();
-  auto* syy = std::get<5>(moments).mutable_data_ptr<double>();
+  auto [to_count, mean_x, mean_y, sxx, sxy, syy] = moments;
   const double count = sums[0];
-  *std::get<0>(moments).mutable_data_ptr<double>() = count;
+  *to_count = count;
   for (int64_t i = 0; i < o; ++i) {
     const double offset = sum_y[i] / count;
     mean_y[i] = shift_y[i] + offset;
@@ -101,15 +97,16 @@ void finish(const RowMoments& call, const double* sums, const LinearMoments& mom
   }
 }
 
-} // namespace
+bool has_kernel(const at::Tensor& input, const at::Tensor& target) {
+  const int64_t d = input.size(1), o = target.size(1);
+  return input.size(0) > 0 && d > 0 && o > 0 && d <= cpu::kMostMomentsFeatures && o <= cpu::kMostMomentsOutputs;
+}
 
-LinearMoments linear_moments_cpu(
-    const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& given_weight) {
-  check_moments_inputs(input, target, given_weight);
+// False if the rows weigh nothing. `to` is asked for the memory of the result afterwards.
+template <typename To>
+bool gather(
+    const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& given_weight, const To& to) {
   const int64_t rows = input.size(0), d = input.size(1), o = target.size(1);
-  if (rows == 0 || d == 0 || o == 0 || d > cpu::kMostMomentsFeatures || o > cpu::kMostMomentsOutputs) {
-    return moments_by_products(input, target, given_weight);
-  }
   const auto weight = given_weight ? cpu::contiguous_in(at::kDouble, *given_weight) : at::Tensor();
   const int64_t padded = cpu::round_up(d, cpu::kMaximumLanes);
   std::vector<double> shift(static_cast<size_t>(padded + o));
@@ -136,11 +133,42 @@ LinearMoments linear_moments_cpu(
       moments_scratch_bytes(call),
       [&](int64_t begin, int64_t end, double* partial, void* scratch) { kernel(call, begin, end, partial, scratch); });
   if (sums[0] == 0) {
+    return false;
+  }
+  finish(call, sums.get(), to());
+  return true;
+}
+
+} // namespace
+
+MomentsMemory::MomentsMemory(const LinearMoments& moments)
+    : count(std::get<0>(moments).mutable_data_ptr<double>()),
+      mean_x(std::get<1>(moments).mutable_data_ptr<double>()),
+      mean_y(std::get<2>(moments).mutable_data_ptr<double>()),
+      sxx(std::get<3>(moments).mutable_data_ptr<double>()),
+      sxy(std::get<4>(moments).mutable_data_ptr<double>()),
+      syy(std::get<5>(moments).mutable_data_ptr<double>()) {}
+
+LinearMoments linear_moments_cpu(
+    const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight) {
+  check_moments_inputs(input, target, weight);
+  if (!has_kernel(input, target)) {
+    return moments_by_products(input, target, weight);
+  }
+  LinearMoments moments;
+  const auto make = [&] {
+    moments = empty_moments(input.size(1), target.size(1));
+    return MomentsMemory(moments);
+  };
+  if (!gather(input, target, weight, make)) {
     return moments_by_products(input.narrow(0, 0, 0), target.narrow(0, 0, 0), std::nullopt);
   }
-  const auto moments = empty_moments(d, o);
-  finish(call, sums.get(), moments);
   return moments;
+}
+
+bool gather_moments_cpu(const at::Tensor& input, const at::Tensor& target, const MomentsMemory& moments) {
+  check_moments_inputs(input, target, std::nullopt);
+  return has_kernel(input, target) && gather(input, target, std::nullopt, [&] { return moments; });
 }
 
 TORCH_LIBRARY_IMPL(torchintro, CPU, m) {

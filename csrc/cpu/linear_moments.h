@@ -8,4 +8,7 @@ namespace torchintro::fit {
 LinearMoments linear_moments_cpu(
     const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight);
 
+// The same of rows without weights into memory of the caller's. False, and nothing was done, for what only goes by products.
+bool gather_moments_cpu(const at::Tensor& input, const at::Tensor& target, const MomentsMemory& moments);
+
 } // namespace torchintro::fit

@@ -95,16 +95,6 @@ struct Checks {
   }
 };
 
-Rule parse_rule(const char* op, std::string_view optimizer) {
-  TORCH_CHECK_VALUE(
-      optimizer == "sgd" || optimizer == "adam" || optimizer == "adamw",
-      op,
-      ": optimizer must be 'sgd', 'adam' or 'adamw', but got '",
-      optimizer,
-      "'");
-  return optimizer == "sgd" ? Rule::Sgd : optimizer == "adam" ? Rule::Adam : Rule::AdamW;
-}
-
 void fill_run(
     Run& r,
     const char* op,
@@ -167,6 +157,16 @@ Moments check_moments(const Checks& checks, at::TensorList given, const Run& run
 }
 
 } // namespace
+
+Rule parse_rule(const char* op, std::string_view optimizer) {
+  TORCH_CHECK_VALUE(
+      optimizer == "sgd" || optimizer == "adam" || optimizer == "adamw",
+      op,
+      ": optimizer must be 'sgd', 'adam' or 'adamw', but got '",
+      optimizer,
+      "'");
+  return optimizer == "sgd" ? Rule::Sgd : optimizer == "adam" ? Rule::Adam : Rule::AdamW;
+}
 
 RowsRun check_rows_run(
     const at::Tensor& input,

@@ -38,14 +38,8 @@ constexpr int64_t kLastFinite = 0;
 constexpr int64_t kMomentumBuffer = 1;
 constexpr int64_t kFirstMoment = 1, kSecondMoment = 2, kLargestSecondMoment = 3;
 
-// What both operators have: models, their optimizer, and what is known of the run so far.
-struct Run {
-  at::Tensor linear_weight; // (K, O, D) contiguous, trained in place
-  at::Tensor linear_bias; // (K, O) contiguous, trained in place; undefined without
-  at::Tensor lr; // (E, K) float64, on the CPU
-  at::Tensor options; // (K, kOptions) float64, on the CPU
-  at::Tensor state; // (S, K, O D + O) contiguous, in the parameters' dtype
-  at::Tensor stopped; // (K) int64, on the CPU: the epoch in which a model's loss was not finite, -1 before that
+// The sizes of a run, and how far it has come.
+struct RunSizes {
   Rule rule;
   int64_t models;
   int64_t out_features;
@@ -59,6 +53,16 @@ struct Run {
   int64_t parameters() const { // of a model, as the state has them
     return out_features * in_features + out_features;
   }
+};
+
+// What both operators have: models, their optimizer, and what is known of the run so far.
+struct Run : RunSizes {
+  at::Tensor linear_weight; // (K, O, D) contiguous, trained in place
+  at::Tensor linear_bias; // (K, O) contiguous, trained in place; undefined without
+  at::Tensor lr; // (E, K) float64, on the CPU
+  at::Tensor options; // (K, kOptions) float64, on the CPU
+  at::Tensor state; // (S, K, O D + O) contiguous, in the parameters' dtype
+  at::Tensor stopped; // (K) int64, on the CPU: the epoch in which a model's loss was not finite, -1 before that
 };
 
 // A call of linear_mse_fit.
@@ -96,6 +100,9 @@ struct MomentsRun : Run {
 
 // losses (E, K) and validation losses (E, K), or (0, K) without; float64 on the CPU.
 using Losses = std::tuple<at::Tensor, at::Tensor>;
+
+// `op` is for the ValueError that an unknown name raises.
+Rule parse_rule(const char* op, std::string_view optimizer);
 
 // Each raises ValueError, TypeError or RuntimeError, with the argument, what was expected and what came, unless the call is
 // well formed.

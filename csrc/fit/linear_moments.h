@@ -25,6 +25,18 @@ namespace torchintro::fit {
 
 using LinearMoments = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
+// The six where they lie, one after the other.
+struct MomentsMemory {
+  double *count, *mean_x, *mean_y, *sxx, *sxy, *syy;
+
+  static int64_t size(int64_t d, int64_t o) {
+    return 1 + d + o + d * d + d * o + o;
+  }
+  MomentsMemory(double* memory, int64_t d, int64_t o)
+      : count(memory), mean_x(count + 1), mean_y(mean_x + d), sxx(mean_y + o), sxy(sxx + d * d), syy(sxy + d * o) {}
+  explicit MomentsMemory(const LinearMoments& moments);
+};
+
 constexpr int64_t kShiftRows = 64;
 
 // Raises ValueError or TypeError unless the call is well formed. Weights must not be negative, which is not looked at.

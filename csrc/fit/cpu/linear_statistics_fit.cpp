@@ -36,27 +36,31 @@ struct Sums {
         sxx(m.sxx.const_data_ptr<double>()),
         sxy(m.sxy.const_data_ptr<double>()),
         syy(m.syy.const_data_ptr<double>()) {}
+  explicit Sums(const MomentsMemory& m)
+      : count(*m.count), mean_x(m.mean_x), mean_y(m.mean_y), sxx(m.sxx), sxy(m.sxy), syy(m.syy) {}
 };
 
 class Loop {
  public:
-  explicit Loop(const MomentsRun& run)
+  Loop(
+      const RunSizes& run,
+      const Models<double>& models,
+      const Sums& train,
+      const std::optional<Sums>& validation,
+      double largest)
       : run_(run),
-        sums_(run.train),
-        models_(run),
+        models_(models),
+        sums_(train),
+        validation_(validation),
+        largest_(largest),
         row_products_(cpu::find_kernels(cpu::DType::Float64, cpu::DType::Float64).row_products),
         d_(run.in_features),
         o_(run.out_features),
-        group_(std::max<int64_t>(1, kRowsAtOnce / run.out_features)) {
-    if (run.validation) {
-      validation_.emplace(*run.validation);
-    }
-  }
+        group_(std::max<int64_t>(1, kRowsAtOnce / run.out_features)) {}
 
-  Losses run() {
-    auto results = no_losses(run_, run_.validation.has_value());
-    losses_ = std::get<0>(results).mutable_data_ptr<double>();
-    validation_losses_ = std::get<1>(results).mutable_data_ptr<double>();
+  void run(double* losses, double* validation_losses) {
+    losses_ = losses;
+    validation_losses_ = validation_losses;
     const int64_t groups = (run_.models + group_ - 1) / group_;
     const int64_t operations = std::max<int64_t>(1, run_.epochs * group_ * o_ * d_ * d_);
     at::parallel_for(0, groups, kOperationsPerThread / operations + 1, [&](int64_t begin, int64_t end) {
@@ -65,7 +69,6 @@ class Loop {
         train(group * group_, std::min(run_.models, (group + 1) * group_), q.data(), gradient.data());
       }
     });
-    return results;
   }
 
  private:
@@ -108,7 +111,7 @@ class Loop {
   }
 
   bool is_finite(double loss) const {
-    return loss <= run_.largest; // and NaN is not
+    return loss <= largest_; // and NaN is not
   }
 
   void stop(int64_t model, int64_t epoch, int64_t step) const {
@@ -162,10 +165,11 @@ class Loop {
     return sum / (n * static_cast<double>(o_));
   }
 
-  const MomentsRun& run_;
+  const RunSizes& run_;
+  Models<double> models_;
   Sums sums_;
   std::optional<Sums> validation_;
-  Models<double> models_;
+  double largest_;
   cpu::RowProductsKernel row_products_;
   int64_t d_, o_;
   int64_t group_; // models whose weights are multiplied at once
@@ -176,7 +180,16 @@ class Loop {
 } // namespace
 
 Losses train_on_moments(const MomentsRun& run) {
-  return Loop(run).run();
+  auto results = no_losses(run, run.validation.has_value());
+  const auto validation = run.validation ? std::optional<Sums>(*run.validation) : std::nullopt;
+  Loop(run, Models<double>(run), Sums(run.train), validation, run.largest)
+      .run(std::get<0>(results).mutable_data_ptr<double>(), std::get<1>(results).mutable_data_ptr<double>());
+  return results;
+}
+
+void train_on_moments(
+    const RunSizes& run, const Models<double>& models, const MomentsMemory& moments, double largest, double* losses) {
+  Loop(run, models, Sums(moments), std::nullopt, largest).run(losses, nullptr);
 }
 
 namespace {
