@@ -128,7 +128,7 @@ def test_torchscript_calls_it():
 LR = torch.ones(2, dtype=torch.float64)
 BAD_CALLS = [
     ({"linear_weight": torch.zeros(3)}, ValueError, "linear_weight must have shape"),
-    ({"linear_weight": torch.zeros(0, 7)}, ValueError, r"linear_weight must have shape .*, none of them 0, but got \[0"),
+    ({"linear_weight": torch.zeros(0, 7)}, ValueError, r"linear_weight must have shape .*, none of them 0, but"),
     ({"linear_weight": torch.zeros(2, 7, dtype=torch.bfloat16)}, TypeError, "linear_weight must have dtype float32 or"),
     ({"input": torch.zeros(200, 6)}, ValueError, "input must have shape"),
     ({"input": torch.zeros(0, 7), "target": torch.zeros(0, 2)}, ValueError, "input must have shape"),
@@ -150,5 +150,5 @@ def test_bad_calls_say_what_is_wrong(arguments, error, message):
 
 def test_an_unknown_optimizer():
     X, y, weight, bias = problem()
-    with pytest.raises(ValueError, match=r"^linear_full_batch_fit: optimizer must be 'sgd', 'adam' or .*, but got 'sdg'"):
+    with pytest.raises(ValueError, match=r"^linear_full_batch_fit: optimizer must be .*, but got 'sdg'"):
         OPERATOR(X, y, weight, bias, LR, "sdg")
