@@ -2,6 +2,7 @@
 #include "cpu/linear_moments.h"
 
 #include "cpu/call.h"
+#include "cpu/own_threads.h"
 
 #include <torch/library.h>
 
@@ -18,6 +19,7 @@ using cpu::RowMoments;
 constexpr int64_t kRowsPerBlock = 256;
 constexpr int64_t kManyBlocks = 16;
 constexpr int64_t kMaximumBlocks = 128;
+constexpr int64_t kOperationsOfOwnThreads = int64_t{1} << 23; // some milliseconds
 constexpr int64_t kSumsBytes = int64_t{8} << 20;
 
 int64_t count_blocks(const RowMoments& call) {
@@ -124,14 +126,20 @@ bool gather(
   estimate_means(target, call.weight, shift.data() + padded);
 
   const auto kernel = cpu::find_kernels(cpu::dtype_of(input), cpu::dtype_of(input)).moments;
-  const auto sums = cpu::sum_blocks(
-      cpu::AtenThreads{},
-      rows,
-      count_blocks(call),
-      d * (d / 2 + o + 1),
-      moments_sums(call),
-      moments_scratch_bytes(call),
-      [&](int64_t begin, int64_t end, double* partial, void* scratch) { kernel(call, begin, end, partial, scratch); });
+  const int64_t operations = d * (d / 2 + o + 1);
+  const auto run = [&](const auto& threads) {
+    return cpu::sum_blocks(
+        threads,
+        rows,
+        count_blocks(call),
+        operations,
+        moments_sums(call),
+        moments_scratch_bytes(call),
+        [&](int64_t begin, int64_t end, double* partial, void* scratch) {
+          kernel(call, begin, end, partial, scratch);
+        });
+  };
+  const auto sums = rows * operations < kOperationsOfOwnThreads ? run(cpu::AtenThreads{}) : run(cpu::OwnThreads{});
   if (sums[0] == 0) {
     return false;
   }
