@@ -216,6 +216,13 @@ def test_a_place_that_cannot_be_written_is_met_before_the_pass(table, tmp_path, 
     assert read == []
 
 
+def test_a_wrong_argument_leaves_no_file(table, tmp_path):
+    for options, error in (({"fraction": 2}, ValueError), ({"share": 3}, TypeError), ({"seed": "a"}, TypeError)):
+        with pytest.raises(error, match=r"^Table\."):
+            table.split_statistics(**options, checkpoint=tmp_path / "kept")
+        assert not (tmp_path / "kept").exists()
+
+
 def test_a_wrong_value_leaves_no_file_that_stands_in_the_way(table, tmp_path):
     path = table.path / "2.npy"
     good = np.load(path)
@@ -320,20 +327,23 @@ class TestCommands:
 
         def reached(self, gathered):
             original(self, gathered)
-            if gathered.rows == 640 and read[-1]["start"] == 0:
+            if gathered.rows == 640 and len(read) == 1:
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(_passes._Kept, "reached", reached)
         command = ["tune", "--data", "rows", "--epochs", 3, "--trials", 4, "--out", "run"]
         result = command_line.run(*command, code=130)
-        kept = "torchintro: interrupted; what was read of the table is kept in run/pass.pt, "
+        kept = "torchintro: interrupted; what was read of the table is kept in run, "
         assert result.stderr.splitlines()[-1] == f"{kept}the same command with --out run goes on from there"
         command_line.run(*command)
         assert [options["start"] for options in read] == [0, 640]
         command_line.run(*command, "--lr-high", 0.2)
         assert len(read) == 2
-        message = command_line.run(*command, "--seed", 1, code=2).stderr
-        assert message.startswith("torchintro: tune: checkpoint run/pass.pt must be of the same pass, but ")
+        # Other parts of the table are another pass, with a file of its own.
+        command_line.run("train", *command[1:5], "--out", "run")
+        command_line.run(*command, "--lr-high", 0.2)
+        assert [options["start"] for options in read] == [0, 640, 0]
+        assert len(list((tmp_path / "run").glob("pass-*.pt"))) == 2
 
     def test_a_signal_within_the_pass(self, command_line, tmp_path):
         write(tmp_path / "rows")
@@ -363,4 +373,5 @@ class TestCommands:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
         assert err.endswith("the same command with --out run goes on from there\n")
-        assert _files.read("", tmp_path / "run" / "pass.pt", "pass", 1, map_location="cpu")["rows"] == 640
+        [path] = (tmp_path / "run").glob("pass-*.pt")
+        assert _files.read("", path, "pass", 1, map_location="cpu")["rows"] == 640

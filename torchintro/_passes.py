@@ -128,7 +128,7 @@ def _identity(
         "table": table.fingerprint(),
         "fraction": fraction,
         "seed": None if fraction is None else seed,
-        "share": list(share),
+        "share": list(share) if isinstance(share, tuple) else share,  # `pieces` answers what is no pair
         "dtype": str(dtype or table.dtype),
     }
 
@@ -148,7 +148,7 @@ class _Kept:
         self._before, self._begin, self._saved = 0.0, 0.0, 0.0
 
     def begin(self, empty: Pass) -> Pass:
-        """Return what the file holds; without a file make one, so that a place that cannot be written is met now."""
+        """Return what the file holds, or without one what is empty."""
         function, path = self._function, self._path
         if path.is_dir():
             raise ValueError(f"{function}: checkpoint must be a file, but {path} is a folder")
@@ -156,7 +156,6 @@ class _Kept:
             if not path.parent.is_dir():
                 raise FileNotFoundError(f"{function}: checkpoint {path} must be in a folder that is there")
             self._note(empty)
-            self._save()
             return empty
         content = _files.read(function, path, _KIND, _VERSION, map_location=empty.train.device)
         other = content.get("identity")
@@ -185,6 +184,7 @@ class _Kept:
             self._save()
 
     def __enter__(self) -> None:
+        self._save()  # of a new file: a place that cannot be written is met before the pass
         self._begin = self._saved = time.perf_counter()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

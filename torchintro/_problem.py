@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -191,7 +192,7 @@ def from_table(
     *,
     mini_batches: bool,
     progress: bool,
-    checkpoint: Path,
+    folder: Path,
 ) -> Problem:
     """Gather the statistics of a table's parts in one pass.
 
@@ -203,7 +204,8 @@ def from_table(
         purpose: As for :func:`from_memory`.
         mini_batches: Whether what is trained on is the table again, standardised, and not its statistics.
         progress: Whether to show how far the pass is.
-        checkpoint: A file from which the pass goes on after an interruption, and that a later command need not repeat.
+        folder: Where a file keeps the pass, for this command to go on after an interruption, and for others on the same
+            parts of the table, which then read nothing.
     """
     from .tables import open_table
 
@@ -216,8 +218,15 @@ def from_table(
         return table
 
     share = shares[-1][1]
+    rest = rest_of(table)
+    parts_of = hashlib.sha256(repr((rest.fingerprint(), share, seed)).encode()).hexdigest()[:8]
     gathered = gather(
-        command, rest_of(table), share if share > 0 else None, seed=seed, progress=progress, checkpoint=checkpoint
+        command,
+        rest,
+        share if share > 0 else None,
+        seed=seed,
+        progress=progress,
+        checkpoint=folder / f"pass-{parts_of}.pt",
     )
     train, held_out = gathered.train, gathered.held_out
     counts = [int(part.count.item()) for part in (train, held_out)]

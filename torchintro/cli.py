@@ -227,9 +227,9 @@ def train(
     if streamed:
         table = read_streamed(data, target, feature)
         check_before_the_pass(table, shuffle=shuffle, engine=engine, **options)
-        with _pass_in(folder) as path:
+        with _pass_in(folder):
             problem = from_table(
-                "train", table, shares, seed, mini_batches=batch_size is not None, progress=True, checkpoint=path
+                "train", table, shares, seed, mini_batches=batch_size is not None, progress=True, folder=folder
             )
     else:
         problem = from_memory(read_data(data, target, feature, seed), shares, seed)
@@ -387,9 +387,9 @@ def tune(
         table = read_streamed(data, target, feature)
         mini_batches = batch_size is not None or "batch_size" in space
         check_study_before_the_pass(table, **options)
-        with _pass_in(folder) as path:
+        with _pass_in(folder):
             problem = from_table(
-                "tune", table, shares, seed, "to judge by", mini_batches=mini_batches, progress=True, checkpoint=path
+                "tune", table, shares, seed, "to judge by", mini_batches=mini_batches, progress=True, folder=folder
             )
     else:
         problem = from_memory(read_data(data, target, feature, seed), shares, seed, "to judge by")
@@ -574,17 +574,14 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _pass_in(folder: Path) -> Iterator[Path]:
-    """Give the file that keeps a pass over a table; say on Ctrl-C how to go on from it."""
+def _pass_in(folder: Path) -> Iterator[None]:
+    """Make the folder in which a pass over a table is kept; say on Ctrl-C how to go on from there."""
     with _made(folder):
-        path = folder / "pass.pt"
         try:
-            yield path
+            yield
         except KeyboardInterrupt as error:
-            again = f"the same command with --out {folder} goes on from there"
-            raise _failure(
-                f"interrupted; what was read of the table is kept in {path}, {again}", INTERRUPTED
-            ) from error
+            kept = f"what was read of the table is kept in {folder}, the same command with --out {folder} goes on"
+            raise _failure(f"interrupted; {kept} from there", INTERRUPTED) from error
 
 
 @contextlib.contextmanager
