@@ -204,6 +204,16 @@ def test_what_is_no_such_file_is_refused(table, tmp_path):
     _files.write(tmp_path / "empty", "pass", 1, {"identity": {}})
     with pytest.raises(ValueError, match=r"^Table\.statistics: checkpoint .*empty is damaged: delete it, or give"):
         table.statistics(checkpoint=tmp_path / "empty")
+    table.statistics(checkpoint=tmp_path / "sizes")
+    content = _files.read("", tmp_path / "sizes", "pass", 1, map_location="cpu")
+    for name in ("format", "version"):
+        del content[name]
+    for part in (content["train"], content["held_out"]):
+        part |= {name: part[name][..., :2].clone() for name in ("mean_x", "sxx")}
+        part |= {name: part[name][:2].clone() for name in ("sxx", "sxy")}
+    _files.write(tmp_path / "sizes", "pass", 1, content)
+    with pytest.raises(ValueError, match=r"^Table\.statistics: checkpoint .*sizes is damaged: delete it, or give"):
+        table.statistics(checkpoint=tmp_path / "sizes")
     with pytest.raises(ValueError, match=r"^Table\.statistics: checkpoint must be a file, but .* is a folder"):
         table.statistics(checkpoint=tmp_path)
     with pytest.raises(TypeError, match=r"^Table\.statistics: checkpoint must be a path or None, but got int"):

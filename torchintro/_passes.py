@@ -162,7 +162,7 @@ class _Kept:
         if not isinstance(other, dict) or not {"train", "held_out", "rows", "seconds", "complete"} <= set(content):
             raise ValueError(f"{function}: checkpoint {path} is damaged: delete it, or give another")
         if other != self._identity:
-            what = next(name for name in self._identity if other.get(name) != self._identity[name])
+            what = next((name for name in self._identity if other.get(name) != self._identity[name]), "table")
             differs = (
                 "the table is another one or has changed since"
                 if what == "table"
@@ -173,7 +173,10 @@ class _Kept:
             )
         found = Pass(empty.train, empty.held_out, int(content["rows"]), float(content["seconds"]), content["complete"])
         for name, part in (("train", found.train), ("held_out", found.held_out)):
-            part._set(from_content(function, path, content[name]))
+            moments = from_content(function, path, content[name])
+            if moments[4].shape != part.sxy.shape:
+                raise ValueError(f"{function}: checkpoint {path} is damaged: delete it, or give another")
+            part._set(moments)
         self._before = found.seconds
         return found
 

@@ -19,8 +19,10 @@ using cpu::RowMoments;
 constexpr int64_t kRowsPerBlock = 256;
 constexpr int64_t kManyBlocks = 16;
 constexpr int64_t kMaximumBlocks = 128;
-constexpr int64_t kOperationsOfOwnThreads = int64_t{1} << 23; // some milliseconds
 constexpr int64_t kSumsBytes = int64_t{8} << 20;
+
+// Multiplications, a millisecond or more of them, beside which starting threads that end with the call is nothing.
+constexpr int64_t kOperationsOfOwnThreads = int64_t{1} << 23;
 
 int64_t count_blocks(const RowMoments& call) {
   const int64_t most = std::clamp(kSumsBytes / (8 * moments_sums(call)), kManyBlocks, kMaximumBlocks);
