@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_files import FORMATS, NAMES, gather, numbers, opened, readers, write
 
-from torchintro import _background, _csv, _progress, tables
+from torchintro import _background, _csv, _parts, _progress
 from torchintro.data import Standardize, read_table
 from torchintro.tables import Table, open_table
 
@@ -229,7 +229,7 @@ class TestShares:
             # Again: where a share of a CSV begins is remembered.
             again = [torch.cat(gather(table, rows=rows, share=(r, world_size)), 1) for r in range(world_size)]
             assert all(torch.equal(a, b) for a, b in zip(shares, again, strict=True))
-            mask = torch.from_numpy(tables._belongs(tables._Part(0, int(0.3 * 2**64), seed), 0, len(whole)))
+            mask = torch.from_numpy(_parts.belongs(_parts.Part(0, int(0.3 * 2**64), seed), 0, len(whole)))
             with contextlib.suppress(ValueError):  # few rows may all be on one side
                 for part, expected in zip(table.split(0.3, seed=seed), (whole[~mask], whole[mask]), strict=True):
                     parts = [torch.cat(gather(part, rows=rows, share=(r, world_size)), 1) for r in range(world_size)]
@@ -267,7 +267,7 @@ class TestSplit:
 
     def test_it_is_a_fraction_of_the_rows_without_pattern(self):
         rows = 100_000
-        masks = [tables._belongs(tables._Part(0, int(0.2 * 2**64), seed), 0, rows) for seed in (0, 1)]
+        masks = [_parts.belongs(_parts.Part(0, int(0.2 * 2**64), seed), 0, rows) for seed in (0, 1)]
         for mask in masks:
             # Within five standard errors: the fraction, and how often two neighbours are held out both.
             assert abs(mask.mean() - 0.2) < 5 * math.sqrt(0.16 / rows)
@@ -275,13 +275,13 @@ class TestSplit:
         assert abs((masks[0] & masks[1]).mean() - 0.04) < 5 * math.sqrt(0.04 / rows)
 
     def test_it_never_changes(self):
-        mask = tables._belongs(tables._Part(0, 2**63, 7), 10**12, 12)
+        mask = _parts.belongs(_parts.Part(0, 2**63, 7), 10**12, 12)
         assert "".join(str(int(value)) for value in mask) == "011110111101"
 
     def test_the_first_numbers_are_splitmix64_s(self):
         # The generator's published first outputs for the state 1234567.
         state = (np.arange(3, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1234567)
-        assert tables._mix(state).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+        assert _parts.mix(state).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
     def test_rows_are_counted_without_reading(self, tmp_path):
         table = open_table(write(tmp_path / "t", "npy", numbers(1000)))

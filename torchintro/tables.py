@@ -9,7 +9,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from . import _checks, _columns, _csv
 from ._background import ahead
+from ._parts import MASK, Part, belongs
 from ._passes import gather
 from ._progress import Progress, reported
 from ._readers import READERS, Block, File, Reader, cells
@@ -113,19 +113,6 @@ def open_table(
     return Table(path, files, feature_names, target_names, dtype, standardize)
 
 
-class _Part(NamedTuple):
-    """Which rows of a table are meant: those whose hash, of 64 bits, is in a range."""
-
-    low: int
-    high: int  # beyond it
-    seed: int
-
-    def cut(self, share: float) -> tuple[_Part, _Part]:
-        """Return the rows that are not held out and those that are, a share of the range from its begin on."""
-        at = self.low + int(share * (self.high - self.low))
-        return self._replace(low=at), self._replace(high=at)
-
-
 class Table:
     """A table in files, made by :func:`open_table`, to be streamed as often as wanted.
 
@@ -152,7 +139,7 @@ class Table:
         self.feature_names, self.target_names = feature_names, target_names
         self._standardize = standardize
         self._suffix = files[0].path.suffix.lower()
-        self._part: _Part | None = None
+        self._part: Part | None = None
         self._rows: int | None = None
         # CSV: where a share begins, once that has been counted.
         self._found: dict[tuple[int, int], tuple[int, int, int, int]] = {}
@@ -181,7 +168,7 @@ class Table:
 
     def __repr__(self) -> str:
         rows = "unknown rows" if self.rows is None else f"{self.rows} rows"
-        part = "" if self._part is None else ", not held out" if self._part.high > _MASK else ", held out"
+        part = "" if self._part is None else ", not held out" if self._part.high > MASK else ", held out"
         return (
             f"Table({str(self.path)!r}, {len(self.files)} file{'s' * (len(self.files) > 1)}, {rows}, "
             f"{self.in_features} feature{'s' * (self.in_features > 1)}, "
@@ -373,11 +360,11 @@ class Table:
         )
         return gathered.train, gathered.held_out
 
-    def _cut(self, function: str, fraction: float, seed: int) -> tuple[_Part, _Part]:
+    def _cut(self, function: str, fraction: float, seed: int) -> tuple[Part, Part]:
         """Return the two parts of this table."""
         share = _checks.fraction(function, "fraction", fraction)
         seed = _checks.integer(function, "seed", seed)
-        part = self._part or _Part(0, 2**64, seed)
+        part = self._part or Part(0, 2**64, seed)
         if part.seed != seed:
             raise ValueError(
                 f"{function}: seed must be {part.seed} for a part of a table that was split by that one, but got {seed}"
@@ -394,7 +381,7 @@ class Table:
         """Return how many of the rows ``first`` to ``last`` belong to this part."""
         if self._part is None:
             return last - first
-        return sum(int(_belongs(self._part, a, min(HASHED, last - a)).sum()) for a in range(first, last, HASHED))
+        return sum(int(belongs(self._part, a, min(HASHED, last - a)).sum()) for a in range(first, last, HASHED))
 
     def _after(self, first: int, last: int, start: int) -> int:
         """Return the number of the row that follows ``start`` rows of this part from row ``first`` on."""
@@ -403,7 +390,7 @@ class Table:
         for a in range(first, last, HASHED):
             if start == 0:
                 return a
-            there = np.flatnonzero(_belongs(self._part, a, min(HASHED, last - a)))
+            there = np.flatnonzero(belongs(self._part, a, min(HASHED, last - a)))
             if len(there) >= start:
                 return a + int(there[start - 1]) + 1
             start -= len(there)
@@ -432,7 +419,7 @@ class Table:
         share: tuple[int, int],
         start: int,
         progress: Progress,
-        mark: _Part | None = None,
+        mark: Part | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         multiple = _checks.positive_integer(function, "multiple", multiple)
         if rows is None:
@@ -507,7 +494,7 @@ class Table:
             index, offset, row = index + 1, 0, 0
 
     def _assemble(
-        self, function: str, blocks: Iterator[tuple[File, int, Block]], rows: int, mark: _Part | None
+        self, function: str, blocks: Iterator[tuple[File, int, Block]], rows: int, mark: Part | None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Put blocks together to pieces of ``rows`` rows."""
         shapes = (self.in_features, self.out_features)
@@ -528,17 +515,17 @@ class Table:
                     block.write(a, out[0], out[1])
                     self._check(function, file, block, a, out)
                     if mark is not None:
-                        out[2].copy_(torch.from_numpy(_belongs(mark, number + a, n)))
+                        out[2].copy_(torch.from_numpy(belongs(mark, number + a, n)))
                     fill += n
                 else:
                     out = [tensor[:n] for tensor in spare]
                     block.write(a, out[0], out[1])
                     self._check(function, file, block, a, out)
-                    kept = torch.from_numpy(np.flatnonzero(_belongs(self._part, number + a, n)))
+                    kept = torch.from_numpy(np.flatnonzero(belongs(self._part, number + a, n)))
                     for tensor, given in zip(piece, out, strict=False):
                         torch.index_select(given, 0, kept, out=tensor[fill : fill + len(kept)])
                     if mark is not None:
-                        marks = torch.from_numpy(_belongs(mark, number + a, n))
+                        marks = torch.from_numpy(belongs(mark, number + a, n))
                         torch.index_select(marks, 0, kept, out=piece[2][fill : fill + len(kept)])
                     fill += len(kept)
                 a += n
@@ -626,30 +613,6 @@ def _find(function: str, path: Path) -> list[Path]:
 
 def _reader(suffix: str) -> Reader | _csv.CsvReader:
     return CSV if suffix == ".csv" else READERS[suffix]
-
-
-_MASK = 2**64 - 1
-
-
-def _mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return splitmix64's output for each state."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
-
-
-def _belongs(part: _Part, first: int, rows: int) -> npt.NDArray[np.bool_]:
-    """Return for each of the rows from number ``first`` on whether it belongs to the part.
-
-    Row r gets number r of the splitmix64 sequence whose state begins at a hash of the seed.
-    """
-    key = _mix(np.array([part.seed & _MASK], np.uint64))
-    state = (np.arange(first, first + rows, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    if part.low >= part.high:
-        return np.zeros(rows, np.bool_)
-    value = _mix(state + key)
-    below: npt.NDArray[np.bool_] = value <= np.uint64(part.high - 1)
-    return below & (value >= np.uint64(part.low)) if part.low else below
 
 
 def _sums_up(tensor: Tensor) -> bool:
