@@ -1,4 +1,4 @@
-"""Which rows of a table are held out: by a hash of their numbers, so that they are the same ones however they are read."""
+"""Which rows of a table are held out: by a hash of their numbers, the same ones however they are read."""
 
 from __future__ import annotations
 
