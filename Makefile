@@ -151,7 +151,7 @@ $(CUDA_INSTALLED): $(CUDA_ENVIRONMENT) $(SOURCES) $(shell find torchintro -name 
 	touch "$@"
 
 cuda-build: $(CUDA_INSTALLED) ## Compile, link and register the CUDA kernels without a GPU; CPU tests on the oldest torch
-	$(CUDA_PYTEST) $(CURDIR)/tests/test_cuda_build.py -rs
+	$(CUDA_PYTEST) $(CURDIR)/tests/cuda/test_cuda_build.py -rs
 	$(CUDA_PYTEST) $(CURDIR)/tests -m "not slow"
 
 gpu-check: ## On a machine with a GPU and torch: build, tests marked cuda, compute-sanitizer, benchmarks, their record

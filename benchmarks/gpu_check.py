@@ -40,8 +40,8 @@ SANITIZERS: dict[str, dict[str, str]] = {"memcheck": {"PYTORCH_NO_CUDA_MEMORY_CA
 BENCHMARK = """
 import importlib.util, sys
 from pathlib import Path
-from torchintro.benchmark.command import main
-from torchintro.benchmark.rows import ROWS
+from benchmarks.command import main
+from benchmarks.cases import ROWS
 rows = [row for row in ROWS if row.id.startswith({prefix!r})]
 if importlib.util.find_spec("optuna") is None and any(row.kind == "study" for row in rows):
     rows = [row for row in rows if row.kind != "study"]
@@ -178,7 +178,15 @@ class Check:
             )
             print(f"gpu-check: {sentence}.", flush=True)
             return {"state": "not run", "summary": sentence}
-        pytest = ["-m", "pytest", "-p", "no:cacheprovider", "-m", "cuda and sanitize", "tests/test_cuda_sanitize.py"]
+        pytest = [
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "cuda and sanitize",
+            "tests/cuda/test_cuda_sanitize.py",
+        ]
         tools = {}
         for tool, settings in SANITIZERS.items():
             options = ["--tool", tool, "--error-exitcode", str(FOUND_ERRORS)]

@@ -94,7 +94,7 @@ def run_reader(path: Path) -> int:
         buffer = np.empty((1 << 21) // (4 * width) * width, np.float32)
         with path.open("rb", buffering=0) as handle:
             handle.seek(128)  # the header that was written above
-            while count := handle.readinto(buffer.view(np.uint8).data):  # type: ignore[attr-defined]
+            while count := handle.readinto(buffer.view(np.uint8).data):
                 rows += count // (4 * width)
     return rows
 
@@ -131,7 +131,7 @@ def forget(path: Path) -> None:
 
 def child(program: str, path: Path) -> None:
     if program != "reader":
-        import torchintro.tables  # noqa: F401 (before the clock starts)
+        import torchintro  # noqa: F401 (before the clock starts)
     if path.suffix != ".npy":
         import pyarrow.csv
         import pyarrow.parquet  # noqa: F401

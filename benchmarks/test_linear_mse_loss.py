@@ -9,8 +9,8 @@ import functools
 import pytest
 import torch
 
-from torchintro.benchmark.peers import make_work
-from torchintro.benchmark.rows import ROWS
+from .cases import ROWS
+from .step import make_work
 
 CPU = torch.device("cpu")
 CASES = [(row, peer) for row in ROWS if row.device == "cpu" and row.kind != "memory" for peer in row.peers]

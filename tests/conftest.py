@@ -57,7 +57,9 @@ def run(tmp_path, monkeypatch):
 @pytest.fixture
 def _small(monkeypatch):
     """Make blocks so small that a few rows have many."""
-    from torchintro import _csv, _readers, tables
+    from torchintro.data import csv as _csv
+    from torchintro.data import readers as _readers
+    from torchintro.data import table as tables
 
     monkeypatch.setattr(_readers, "BLOCK_BYTES", 256)
     monkeypatch.setattr(_readers, "TRANSPOSED", 24)

@@ -11,7 +11,7 @@ from torch import nn
 
 from torchintro import open_table
 from torchintro.evaluation import evaluate, predict
-from torchintro.training import initial_linear
+from torchintro.nn import initial_linear
 
 X5 = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 y5 = X5[:, :2] + 1

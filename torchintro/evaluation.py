@@ -6,16 +6,15 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from . import _checks
-from .training import ArrayLike, is_table
-
-if TYPE_CHECKING:
-    from .tables import Table
+from ._typing import ArrayLike
+from .data.table import Table
+from .statistics import LinearStatistics
+from .training.fit import is_table
 
 __all__ = ["evaluate", "predict"]
 
@@ -187,3 +186,20 @@ def _predictor(function: str, model: object, X: Tensor) -> Iterator[Callable[[Te
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def of_statistics(statistics: LinearStatistics, linear: nn.Linear) -> dict[str, float]:
+    """Return what :func:`evaluate` would of the rows, but for the mean absolute error, which second moments lack."""
+    weight = linear.weight.detach().double()
+    bias = linear.bias.detach().double()
+    correlated = statistics.sxy.T
+    squares = (weight * (weight @ statistics.sxx - 2 * correlated)).sum(1) + statistics.syy
+    offset = bias + weight @ statistics.mean_x - statistics.mean_y
+    squared = squares.clamp_min(0) + statistics.count * offset * offset
+    explained = [
+        1 - error / spread if spread > 0 else float(error == 0)
+        for error, spread in zip(squared.tolist(), statistics.syy.tolist(), strict=True)
+    ]
+    mse = squared.mean().item() / statistics.count.item()
+    r2 = math.fsum(explained) / len(explained) if statistics.count.item() > 1 else math.nan
+    return {"mse": mse, "rmse": math.sqrt(mse), "r2": r2}

@@ -1,0 +1,119 @@
+"""`torchintro bench --from RECORD --table`: the README's figures from the record that they came from."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import command
+from benchmarks.cases import select
+from benchmarks.report import markdown as table
+from benchmarks.report.text import Bound, RowResult
+from benchmarks.timing import Measurement
+
+ROOT = Path(__file__).parents[2]
+OF_THE_README = ROOT / "benchmarks" / "results" / "2026-11-25-cpu-intel-xeon-amx.json"
+GPU_TIMES = {"eager": 4.0e-3, "compile": 3.0e-3, "max-autotune": 2.5e-3, "triton": 2.2e-3, "chunked": 2.0e-3}
+
+
+def result_of(name, device="cuda", fused=1.6e-3, limit=1.5e-3):
+    (row,) = select([name])
+    times = {peer: GPU_TIMES[peer] for peer in row.peers if peer in GPU_TIMES} | {"fused": fused}
+    if row.kind == "memory":
+        return RowResult(row, device, {peer: Measurement((time * 2**40,)) for peer, time in times.items()})
+    measured = {peer: Measurement((time,)) for peer, time in times.items()}
+    return RowResult(row, device, measured, Bound("copy", limit, Measurement((limit,))))
+
+
+@pytest.fixture
+def gpu_record():
+    rows = [result_of("P4a", "cpu"), result_of("P4a"), *map(result_of, ("G1a-1", "G1d-8", "G2d", "G2m-1"))]
+    series = {"in_features": 64, "out_features": 1, "rows": [1, 4], "wins_from": {"GPU": 4, "GPU with transfer": None}}
+    return {"schema": 2, "quick": False, "rows": [row.record() for row in rows], "grid": [], "crossover": [series]}
+
+
+def test_the_readme_s_table_comes_from_its_record(capsys):
+    assert command.main(record_path=OF_THE_README, table=True) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 2 + len(table.CPU_ROWS)
+    assert out in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_s_table_of_training_comes_from_its_record(capsys):
+    record = OF_THE_README.with_name("2026-11-25-cpu-training-intel-xeon-amx.json")
+    assert command.main(record_path=record, table=True) == 0
+    out = capsys.readouterr().out
+    assert out.count("| study, ") == 2
+    assert out in (ROOT / "README.md").read_text()
+
+
+def test_tables_of_a_gpu(gpu_record):
+    assert table.markdown(gpu_record)[2:] == [
+        "| step, 1M x 64 -> 1 | 4.00 ms | 3.00 ms | - | 1.60 ms | 2.5x | 94 % |",
+        "",
+        "| work | eager | torch.compile | max-autotune | chunked | fused | against the best peer | of limit |",
+        "|---|---|---|---|---|---|---|---|",
+        "| step, 2^24 x 64 -> 1 | 4.00 ms | 3.00 ms | 2.50 ms | 2.00 ms | 1.60 ms | 1.2x (chunked) | 94 % |",
+        "| step, 2^21 x 1024 -> 8, bfloat16 | 4.00 ms | 3.00 ms | 2.50 ms | 2.00 ms "
+        "| 1.60 ms | 1.2x (chunked) | 94 % |",
+        "| step, 16384 x 4096 -> 4096, bfloat16, with the input's gradient | 4.00 ms | 3.00 ms | 2.50 ms | 2.00 ms "
+        "| 1.60 ms | 1.2x (chunked) | 94 % |",
+        "| extra peak memory, 65536 x 1024 -> 8192, bfloat16 | 4194 MiB | 3146 MiB | - | 2097 MiB | 1678 MiB "
+        "| 0.80 of chunked's | |",
+        "",
+        "| step, float32 | the GPU wins | with the transfer |",
+        "|---|---|---|",
+        "| N x 64 -> 1 | from N = 4 on | never up to N = 4 |",
+    ]
+
+
+def test_peers_that_were_skipped_leave_a_gap(gpu_record):
+    row = gpu_record["rows"][2]
+    for peer in ("compile", "max-autotune", "chunked"):
+        del row["peers"][peer]
+    assert "| 4.00 ms | - | - | - | 1.60 ms | 2.5x (eager) | 94 % |" in table.markdown(gpu_record)[5 + 1]
+    del row["peers"]["eager"]
+    assert "| - | - | - | - | 1.60 ms | - | 94 % |" in table.markdown(gpu_record)[6]
+
+
+def test_the_record_of_gpu_check_is_taken_too(gpu_record, tmp_path, capsys):
+    path = tmp_path / "record.json"
+    for record in (gpu_record, {"device": "GPU", "parts": {}, "benchmarks": gpu_record}):
+        path.write_text(json.dumps(record))
+        assert command.main(record_path=path, table=True) == 0
+        assert capsys.readouterr().out == "\n".join(table.markdown(gpu_record)) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"parts": {}, "benchmarks": None}, "bench: from must be a record with figures, but "),
+        (
+            {"parts": {}, "benchmarks": {"schema": 9}},
+            "bench: from must be a record of schema 1 or 2 that bench --json wrote",
+        ),
+        ({"schema": 1, "quick": True, "rows": []}, "bench: table needs a record of a full run, but got a quick one: "),
+        ({"schema": 1, "quick": False, "rows": []}, "bench: there is nothing to make a table of: the record holds no"),
+    ],
+)
+def test_records_without_a_table(record, message, tmp_path, capsys):
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record))
+    assert command.main(record_path=path, table=True) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.63e-5, "0.046 ms"), (9.6e-4, "0.96 ms"), (1.4e-3, "1.40 ms"), (9.996e-3, "10.0 ms"), (0.114, "114 ms"),
+     (1.234, "1234 ms"), (60.12, "60.1 s"), (2e-6, "0.0020 ms")],
+)  # fmt: skip
+def test_times_have_two_or_three_digits(seconds, text):
+    assert table._time(seconds) == text
+
+
+def test_ratios_have_two_digits():
+    assert [table._digits(value, 2) for value in (0.456, 1.04, 9.96, 17.3, 912.0)] == ["0.46", "1.0", "10", "17", "912"]

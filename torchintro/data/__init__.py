@@ -1,0 +1,7 @@
+"""Data for regression: in memory, in files, and streamed from tables larger than memory."""
+
+from .datasets import Dataset, diabetes, split, synthetic
+from .files import read_features, read_table
+from .table import Table, open_table
+
+__all__ = ["Dataset", "Table", "diabetes", "open_table", "read_features", "read_table", "split", "synthetic"]
