@@ -33,13 +33,13 @@ class Way:
 
 
 WAYS = [
-    pytest.param(Way("_linear_mse_fit_composed", "cpu"), id="composed-cpu"),
+    pytest.param(Way("_linear_mse_fit_decomposed", "cpu"), id="decomposed-cpu"),
     pytest.param(
         Way("linear_mse_fit", "cpu"),
         id="cpu",
         marks=pytest.mark.skipif(not has_kernel("CPU"), reason="linear_mse_fit has no CPU kernel"),
     ),
-    pytest.param(Way("_linear_mse_fit_composed", "cuda"), id="composed-cuda", marks=pytest.mark.cuda),
+    pytest.param(Way("_linear_mse_fit_decomposed", "cuda"), id="decomposed-cuda", marks=pytest.mark.cuda),
     pytest.param(
         Way("linear_mse_fit", "cuda"),
         id="cuda",

@@ -19,7 +19,7 @@ def way(request: pytest.FixtureRequest) -> Way:
 @pytest.mark.cuda
 def test_nothing_is_read_back_before_the_end() -> None:
     """Only the read-back at the end of a call waits, the same number of times for one epoch and for many."""
-    way = Way("_linear_mse_fit_composed", "cuda")
+    way = Way("_linear_mse_fit_decomposed", "cuda")
 
     def waits(epochs: int) -> int:
         p = make_problem(64, 3, settings=[{"momentum": 0.9}], epochs=epochs, batch_size=8, validation=True)
@@ -35,7 +35,7 @@ def test_schemas_are_the_same() -> None:
     def signature(operator: str) -> str:
         return str(getattr(torch.ops.torchintro, operator).default._schema).split("(", 1)[1]
 
-    assert signature("_linear_mse_fit_composed") == signature("linear_mse_fit")
+    assert signature("_linear_mse_fit_decomposed") == signature("linear_mse_fit")
 
 
 def good_call(device: str) -> dict[str, Any]:

@@ -9,6 +9,6 @@ namespace torchintro::fit {
 //
 // An update costs, for a batch of n rows: the products X W' and R'X over the weights of all models side by side (each reads
 // the batch once, 2 n K O D operations), three passes over the n K O residuals, and 5 to 20 over the K (O D + O) parameters.
-Losses composed_rows_run(const RowsRun& run);
+Losses decomposed_rows_run(const RowsRun& run);
 
 } // namespace torchintro::fit

@@ -5,7 +5,7 @@
 //
 // The host decides nothing by a result: which models train on is a mask on the device, and what a stopped model would have
 // become is computed and dropped.
-#include "fit/composed.h"
+#include "fit/decomposed.h"
 
 #include "fit/rule.h"
 
@@ -67,12 +67,12 @@ class Numbers {
     for (int64_t model = 0; model < k; ++model) {
       any_[static_cast<size_t>(update(model, 0).kind)] = true;
     }
-    plain = models_of(RuleKind::Sgd);
-    nesterov = models_of(RuleKind::Nesterov);
-    amsgrad = models_of(RuleKind::AdamAmsgrad);
+    plain = models_of(UpdateRule::Sgd);
+    nesterov = models_of(UpdateRule::Nesterov);
+    amsgrad = models_of(UpdateRule::AdamAmsgrad);
   }
 
-  bool any(RuleKind kind) const {
+  bool any(UpdateRule kind) const {
     return any_[static_cast<size_t>(kind)];
   }
 
@@ -99,12 +99,12 @@ class Numbers {
   // Of a model, `index` counted from the call's first update.
   Update<double> update(int64_t model, int64_t index) const {
     const double* options = run_.options.const_data_ptr<double>() + model * kOptions;
-    const bool adam = run_.rule != Rule::Sgd;
+    const bool adam = run_.optimizer != Optimizer::Sgd;
     const auto power = static_cast<double>(run_.step + index + 1);
     const double lr = run_.lr.const_data_ptr<double>()[index / run_.batches() * run_.models + model];
     return make_update<double>(
         adam,
-        run_.rule == Rule::AdamW,
+        run_.optimizer == Optimizer::AdamW,
         options,
         lr,
         run_.step + index == 0,
@@ -112,7 +112,7 @@ class Numbers {
         adam ? std::pow(options[kBeta2], power) : 0);
   }
 
-  at::Tensor models_of(RuleKind kind) const {
+  at::Tensor models_of(UpdateRule kind) const {
     std::vector<double> flags;
     for (int64_t model = 0; model < run_.models; ++model) {
       flags.push_back(update(model, 0).kind == kind ? 1 : 0);
@@ -183,13 +183,13 @@ at::Tensor updated(const Part& part, at::Tensor g, const at::Tensor& alive, cons
   }
   if (!adam) {
     auto direction = g;
-    if (u.any(RuleKind::Momentum) || u.any(RuleKind::Nesterov)) {
+    if (u.any(UpdateRule::Momentum) || u.any(UpdateRule::Nesterov)) {
       const auto buffer = u.first ? g : g.mul(u.damped).addcmul_(u.momentum, part.memory[0]);
       direction = buffer;
-      if (u.any(RuleKind::Nesterov)) {
+      if (u.any(UpdateRule::Nesterov)) {
         direction = at::where(u.nesterov, g.addcmul(u.momentum, buffer), direction);
       }
-      if (u.any(RuleKind::Sgd)) {
+      if (u.any(UpdateRule::Sgd)) {
         direction = at::where(u.plain, g, direction);
       }
       assign(part.memory[0], alive.logical_and(u.plain.logical_not()), buffer);
@@ -201,7 +201,7 @@ at::Tensor updated(const Part& part, at::Tensor g, const at::Tensor& alive, cons
   auto root = second;
   assign(part.memory[0], alive, first);
   assign(part.memory[1], alive, second);
-  if (u.any(RuleKind::AdamAmsgrad)) {
+  if (u.any(UpdateRule::AdamAmsgrad)) {
     const auto& largest = part.memory[2];
     root = at::where(u.amsgrad.logical_and(largest.ge(second)), largest, second);
     assign(largest, alive.logical_and(u.amsgrad), root);
@@ -344,7 +344,7 @@ class Loop {
     if (part.trained) {
       const auto alive = alive_.unsqueeze(1);
       const auto g = gradient.view_as(part.parameter).mul(factor);
-      const auto next = updated(part, g, alive, numbers_, run_.rule != Rule::Sgd);
+      const auto next = updated(part, g, alive, numbers_, run_.optimizer != Optimizer::Sgd);
       assign(part.parameter, alive, next);
       put_back(part);
     }
@@ -373,7 +373,7 @@ class Loop {
 
 } // namespace
 
-Losses composed_rows_run(const RowsRun& run) {
+Losses decomposed_rows_run(const RowsRun& run) {
   if (run.epochs == 0) {
     return no_losses(run, run.validation_input.defined());
   }
@@ -383,11 +383,11 @@ Losses composed_rows_run(const RowsRun& run) {
 
 TORCH_LIBRARY_FRAGMENT(torchintro, m) {
   // As linear_mse_fit: tests compare the two.
-  m.def("_linear_mse_fit_composed(" TORCHINTRO_ROWS_ARGUMENTS ") -> (Tensor losses, Tensor validation_losses)");
+  m.def("_linear_mse_fit_decomposed(" TORCHINTRO_ROWS_ARGUMENTS ") -> (Tensor losses, Tensor validation_losses)");
 }
 
 TORCH_LIBRARY_IMPL(torchintro, CompositeExplicitAutograd, m) {
-  m.impl("_linear_mse_fit_composed", rows_operator<composed_rows_run>);
+  m.impl("_linear_mse_fit_decomposed", rows_operator<decomposed_rows_run>);
 }
 
 } // namespace torchintro::fit
