@@ -15,10 +15,10 @@ from torch import nn
 
 from torchintro import functional, reference
 from torchintro.nn import initial_linear
-from torchintro.training.choice import ENGINES
 from torchintro.training.fit import DivergedError, FitResult, fit
 from torchintro.training.loop import batches
 from torchintro.training.optimizers import optimizer_names
+from torchintro.training.options import ENGINES
 
 # A learning rate at which each optimizer moves the small problem of `problem()` without blowing up.
 LRS = dict.fromkeys(optimizer_names(), 0.05) | {"LBFGS": 0.5, "Adadelta": 1.0}

@@ -1,424 +1,21 @@
-"""What is trained on or judged by, whatever came in: matrices, a table that is streamed, or what was gathered of rows.
-
-:func:`as_rows` is the only place that looks at what came in. What it returns says what can be done with it.
-"""
+"""What came in, as rows to train on or to judge by: :func:`as_rows`, the only place that looks at what kind it is."""
 
 from __future__ import annotations
 
-import abc
-import functools
-import hashlib
-import math
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
-from .. import _checks, functional
-from .._typing import RowProgress
+from .. import _checks
 from ..data.datasets import split_rows
-from ..data.gather import Pass, gather
 from ..data.table import Table
 from ..statistics import LinearStatistics
-from .options import TrainingOptions
+from .row_kinds import VALIDATION, MemoryRows, Rows, StatisticsRows, TableRows
 
-__all__ = ["MemoryRows", "Rows", "StatisticsRows", "TableRows", "as_rows", "processes"]
-
-# What the two members of a validation pair are called in sentences.
-_VALIDATION = ("validation[0]", "validation[1]")
-
-
-class Rows(abc.ABC):
-    """Rows to train on, and rows to validate with.
-
-    Attributes:
-        function: Whose arguments these are, for its sentences.
-        in_features: D.
-        out_features: O.
-        dtype: Of the rows and of the model.
-        device: Where the model is.
-        has_rows: Whether there are rows that can be read, or only what was gathered of them.
-        has_validation: Whether there are rows to validate with.
-        is_shared: Whether each process of ``torch.distributed`` holds a part of the rows.
-    """
-
-    function: str
-    in_features: int
-    out_features: int
-    dtype: torch.dtype
-    device: torch.device
-    has_rows = True
-    has_validation = False
-    is_shared = False
-
-    @property
-    def in_memory(self) -> MemoryRows | None:
-        """These rows if all of them are in memory, otherwise None."""
-        return None
-
-    @property
-    @abc.abstractmethod
-    def count(self) -> int | None:
-        """Number of rows to train on; None where only reading them all would tell."""
-
-    def is_full_batch(self, batch_size: int | None) -> bool:
-        """Say whether a batch is all of the rows, as far as their number is known."""
-        return batch_size is None or (self.count is not None and batch_size >= self.count)
-
-    def slices(self, size: int, progress: RowProgress = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Cut the training rows, in their order, into slices of ``size`` rows; the last may be shorter."""
-        raise NotImplementedError
-
-    def pieces(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read the training rows, in their order, in pieces of whole mini-batches; the last batch may be shorter."""
-        raise NotImplementedError
-
-    def batches(
-        self, options: TrainingOptions, generator: torch.Generator | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Cut an epoch into mini-batches."""
-        raise NotImplementedError
-
-    def check_finite(self) -> None:
-        """Raise the ValueError that names the first element that is NaN or infinite.
-
-        Nothing is to be done for a table, whose pieces are finite or reading them says which value is not, and for
-        statistics, which let in nothing else.
-        """
-
-    @abc.abstractmethod
-    def statistics(self) -> LinearStatistics:
-        """Return the statistics of the training rows of all processes, gathered once."""
-
-    def validation_statistics(self) -> LinearStatistics | None:
-        """Return the statistics of the rows held out of all processes, gathered once; None without any."""
-        return None
-
-    def moments(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the second moments of the training rows and of those held out (or none), gathered once.
-
-        Each is a list of six float64 tensors on the CPU (see :class:`torchintro.LinearStatistics`). Those of rows in
-        memory are not finite if an element is not, and then no loss is: see :meth:`check_finite`.
-        """
-        train, held_out = self.statistics(), self.validation_statistics()
-        of_held_out = () if held_out is None else held_out.tensors
-        return [moment.cpu() for moment in train.tensors], [moment.cpu() for moment in of_held_out]
-
-    def loss(self, weight: Tensor, bias: Tensor | None) -> float:
-        """Return the loss of the training rows."""
-        return float(self.statistics().loss(weight, bias).item()) if torch.isfinite(weight).all() else math.nan
-
-    def validation_loss(self, loss_function: Callable[..., Tensor], weight: Tensor, bias: Tensor | None) -> float:
-        """Return the loss of the rows held out, by the engine's function where the rows themselves are there."""
-        held_out = self.validation_statistics()
-        assert held_out is not None
-        return float(held_out.loss(weight, bias).item())
-
-    @abc.abstractmethod
-    def identity(self, contents: bool) -> dict[str, Any]:
-        """Return what makes two trainings on these rows comparable, by name; ``contents`` too, which are all read."""
-
-    @abc.abstractmethod
-    def fingerprint(self) -> str:
-        """Return a text that is another one for other rows."""
-
-
-class MemoryRows(Rows):
-    """Tensors in one dtype on one device: matrices, unless they are only to be judged or predicted.
-
-    Args:
-        X: Features ``(N, D)``.
-        y: Targets ``(N, O)``.
-        validation: Features and targets of the rows held out, or None.
-        function: Whose arguments these are.
-        names: What features and targets are called there.
-    """
-
-    def __init__(
-        self,
-        X: Tensor,
-        y: Tensor,
-        validation: tuple[Tensor, Tensor] | None = None,
-        *,
-        function: str = "fit",
-        names: tuple[str, str] = ("X", "y"),
-    ) -> None:
-        self.X, self.y, self.validation = X, y, validation
-        self.function, self.names = function, names
-        self.in_features, self.out_features = (math.prod(part.shape[1:]) for part in (X, y))
-        self.dtype, self.device = X.dtype, X.device
-        self.has_validation = validation is not None
-        self._is_finite = False
-
-    @property
-    def in_memory(self) -> MemoryRows:
-        """These rows."""
-        return self
-
-    @property
-    def count(self) -> int:
-        """Number of rows to train on."""
-        return self.X.shape[0]
-
-    def slices(self, size: int, progress: RowProgress = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Cut the training rows, in their order, into slices of ``size`` rows; the last may be shorter."""
-        return zip(torch.split(self.X, size), torch.split(self.y, size), strict=True)
-
-    def pieces(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return all rows as one piece."""
-        yield self.X, self.y
-
-    def batches(
-        self, options: TrainingOptions, generator: torch.Generator | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Cut an epoch into mini-batches, from a random permutation or from the rows as they are."""
-        if options.batch_size is None or options.batch_size >= self.count:
-            yield self.X, self.y
-        elif options.shuffle is False:
-            yield from self.slices(options.batch_size)
-        else:
-            order = torch.randperm(self.count, generator=generator).to(self.device)
-            for rows in torch.split(order, options.batch_size):
-                yield self.X.index_select(0, rows), self.y.index_select(0, rows)
-
-    def check_finite(self) -> None:
-        """Raise the ValueError that names the first element that is NaN or infinite."""
-        if not self._is_finite:
-            named = [*zip(self.names, (self.X, self.y), strict=True)]
-            named += zip(_VALIDATION, self.validation or (), strict=False)
-            for name, matrix in named:
-                _checks.check_finite(self.function, name, matrix)
-            self._is_finite = True
-
-    def statistics(self) -> LinearStatistics:
-        """Return the statistics of the training rows."""
-        return LinearStatistics(self.in_features, self.out_features).update(self.X, self.y)
-
-    @functools.cached_property
-    def _moments(self) -> tuple[list[Tensor], list[Tensor]]:
-        train, held_out = (
-            [] if part is None else [moment.cpu() for moment in torch.ops.torchintro._linear_moments(*part, None)]
-            for part in ((self.X, self.y), self.validation)
-        )
-        return train, held_out
-
-    def moments(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the second moments of the training rows and of those held out (or none), gathered once."""
-        return self._moments
-
-    def loss(self, weight: Tensor, bias: Tensor | None) -> float:
-        """Return the loss of the training rows."""
-        return self._loss(functional.linear_mse_loss, self.X, self.y, weight, bias)
-
-    def validation_loss(self, loss_function: Callable[..., Tensor], weight: Tensor, bias: Tensor | None) -> float:
-        """Return the loss of the rows held out."""
-        assert self.validation is not None
-        return self._loss(loss_function, *self.validation, weight, bias)
-
-    def _loss(
-        self, loss_function: Callable[..., Tensor], X: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> float:
-        here = (None if part is None else part.to(self.device, self.dtype) for part in (weight, bias))
-        with torch.no_grad():
-            weight_here, bias_here = here
-            return float(loss_function(X, weight_here, y, linear_bias=bias_here).item())
-
-    def identity(self, contents: bool) -> dict[str, Any]:
-        """Return what makes two trainings on these rows comparable, by name."""
-        shapes: dict[str, Any] = {"X": list(self.X.shape), "y": list(self.y.shape)}
-        shapes["validation rows"] = 0 if self.validation is None else self.validation[0].shape[0]
-        return shapes | ({"data (SHA-256)": self.fingerprint()} if contents else {})
-
-    def fingerprint(self) -> str:
-        """Return a text that is another one for other rows."""
-        return _digest(self.X, self.y, *(self.validation or ()))
-
-
-class TableRows(Rows):
-    """A table that is read piece by piece, as often as the engine needs.
-
-    In a group of processes (``torch.distributed``) each gathers the second moments of its own share of the rows, and
-    all end with those of all.
-
-    Args:
-        table: The rows to train on, or with a share held out, those and the others.
-        validation: The share of the rows that is held out, other rows, or None.
-        function: Whose arguments these are.
-        name: What the table is called there.
-        dtype: Of the model.
-        device: Of the model.
-        seed: Decides which rows are held out.
-        progress: How far a pass over the table has come, as :meth:`torchintro.Table.pieces` shows it.
-        checkpoint: File from which a pass goes on, as for :meth:`torchintro.Table.statistics`; with the rank behind
-            its name, of several processes, that of one.
-    """
-
-    is_shared = True
-
-    def __init__(
-        self,
-        table: Table,
-        validation: float | Rows | None = None,
-        *,
-        function: str = "fit",
-        name: str = "X",
-        dtype: torch.dtype,
-        device: torch.device,
-        seed: int | None = None,
-        progress: RowProgress = None,
-        checkpoint: str | Path | None = None,
-    ) -> None:
-        self.table = table
-        self.share = validation if isinstance(validation, float) else None
-        self.validation = None if isinstance(validation, float) else validation
-        self.function, self.name, self.dtype, self.device = function, name, dtype, device
-        self.in_features, self.out_features = table.in_features, table.out_features
-        self.has_validation = validation is not None
-        self.seed, self.progress, self.checkpoint = seed or 0, progress, checkpoint
-
-    @functools.cached_property
-    def train(self) -> Table:
-        """The rows that are not held out."""
-        return self.table if self.share is None else self.table.split(self.share, seed=self.seed)[0]
-
-    @property
-    def count(self) -> int | None:
-        """Number of rows to train on; None where only reading them all would tell."""
-        return self.train.rows
-
-    def slices(self, size: int, progress: RowProgress = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Cut the training rows, in their order, into slices of ``size`` rows; the last may be shorter."""
-        for X, y in self.pieces(size, progress):
-            yield from zip(torch.split(X, size), torch.split(y, size), strict=True)
-
-    def pieces(self, batch_size: int, progress: RowProgress = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read the training rows, in their order, in pieces of whole mini-batches; the last batch may be shorter."""
-        for X, y in self.train.pieces(multiple=batch_size, progress=progress):
-            yield X.to(self.device, self.dtype), y.to(self.device, self.dtype)
-
-    def batches(
-        self, options: TrainingOptions, generator: torch.Generator | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Cut an epoch into mini-batches, in the table's order."""
-        assert options.batch_size is not None
-        return self.slices(options.batch_size)
-
-    @functools.cached_property
-    def _statistics(self) -> tuple[LinearStatistics, LinearStatistics | None]:
-        """Of the training rows and of the share held out, both gathered in one pass."""
-        gathered = self._gather()
-        held_out = None if self.share is None else self._of_all(gathered.held_out, "validation")
-        return self._of_all(gathered.train, self.name), held_out
-
-    def statistics(self) -> LinearStatistics:
-        """Return the statistics of the training rows of all processes, gathered once."""
-        return self._statistics[0]
-
-    @functools.cached_property
-    def _validation_statistics(self) -> LinearStatistics | None:
-        return self._statistics[1] if self.validation is None else self.validation.statistics()
-
-    def validation_statistics(self) -> LinearStatistics | None:
-        """Return the statistics of the rows held out of all processes, gathered once; None without any."""
-        return self._validation_statistics if self.has_validation else None
-
-    def _gather(self) -> Pass:
-        """Gather the statistics of this process's share of the table."""
-        rank, world_size = share = _share()
-        checkpoint = self.checkpoint
-        if checkpoint is not None and world_size > 1:
-            checkpoint = f"{checkpoint}.{rank}"
-        return gather(
-            self.function,
-            self.table,
-            self.share,
-            seed=self.seed,
-            share=share,
-            progress=self.progress,
-            checkpoint=checkpoint,
-            dtype=self.dtype,
-            device=self.device,
-        )
-
-    def _of_all(self, statistics: LinearStatistics, name: str) -> LinearStatistics:
-        """Return the statistics of all processes on the CPU, given one's own."""
-        if processes() > 1:
-            statistics.reduce()
-        if statistics.count.item() == 0:
-            raise ValueError(f"{self.function}: {name} must have at least one row, but the table has none")
-        return statistics.to("cpu")
-
-    def identity(self, contents: bool) -> dict[str, Any]:
-        """Return what makes two trainings on these rows comparable, by name."""
-        if self.validation is None:
-            validation = repr(self.share)
-        else:
-            validation = self.validation.fingerprint() if contents else repr(self.validation.identity(False))
-        settings = {"X": repr(self.table), "validation": validation}
-        return settings | ({"table": self.fingerprint()} if contents else {})
-
-    def fingerprint(self) -> str:
-        """Return a text that is another one for other rows."""
-        return self.table.fingerprint()
-
-
-class StatisticsRows(Rows):
-    """Second moments that were gathered before, in the place of rows.
-
-    Args:
-        train: Those of the rows to train on.
-        validation: Those of the rows held out, or None.
-        function: Whose arguments these are.
-        name: What those of the rows to train on are called there.
-        dtype: Of the model.
-        device: Of the model.
-    """
-
-    has_rows = False
-
-    def __init__(
-        self,
-        train: LinearStatistics,
-        validation: LinearStatistics | None = None,
-        *,
-        function: str = "fit",
-        name: str = "X",
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        for part_name, part in ((name, train), ("validation", validation)):
-            if part is not None and part.count.item() == 0:
-                raise ValueError(f"{function}: {part_name} must have at least one row of positive weight, but has none")
-        self.train, self.validation = train, validation
-        self.function, self.dtype, self.device = function, dtype, device
-        self.in_features, self.out_features = train.in_features, train.out_features
-        self.has_validation = validation is not None
-
-    @property
-    def count(self) -> None:
-        """Number of rows to train on: a sum of weights does not tell."""
-        return None
-
-    def statistics(self) -> LinearStatistics:
-        """Return the statistics of the training rows."""
-        return self.train
-
-    def validation_statistics(self) -> LinearStatistics | None:
-        """Return the statistics of the rows held out."""
-        return self.validation
-
-    def identity(self, contents: bool) -> dict[str, Any]:
-        """Return what makes two trainings on these rows comparable, by name."""
-        settings = {"X": repr(self.train), "validation": repr(self.validation)}
-        return settings | ({"statistics (SHA-256)": self.fingerprint()} if contents else {})
-
-    def fingerprint(self) -> str:
-        """Return a text that is another one for other rows."""
-        return _digest(*self.train.tensors, *(() if self.validation is None else self.validation.tensors))
+__all__ = ["as_rows"]
 
 
 def as_rows(
@@ -456,28 +53,36 @@ def as_rows(
         TypeError: An argument is of the wrong kind.
         ValueError: An argument has a wrong shape or value.
     """
-    common: dict[str, Any] = {
-        "function": function,
-        "dtype": torch.get_default_dtype() if like is None else like.weight.dtype,
-        "device": torch.device("cpu") if like is None else like.weight.device,
-    }
+    expected = None
+    if like is not None:
+        expected = _Layout(like.in_features, like.out_features, like.weight.dtype, like.weight.device)
     if isinstance(X, Table):
         _check_beside(function, y, "a table, which has its own")
-        _check_sizes(function, "X must be a table", X, like, "the model")
-        common["dtype"] = X.dtype if like is None else like.weight.dtype
-        held_out = _validation_of_table(X, validation, checkpoint, {"progress": progress, **common})
-        return TableRows(X, held_out, seed=seed, progress=progress, checkpoint=checkpoint, **common)
+        layout = expected or _Layout(X.in_features, X.out_features, X.dtype, torch.device("cpu"))
+        layout.check(f"{function}: X must be a table", X, "the model")
+        return TableRows(
+            X,
+            _validation_of_table(function, validation, layout, checkpoint, progress),
+            function=function,
+            dtype=layout.dtype,
+            device=layout.device,
+            seed=seed,
+            progress=progress,
+            checkpoint=checkpoint,
+        )
     if checkpoint is not None:
         raise TypeError(f"{function}: checkpoint only goes with a table that is streamed, but got {checkpoint!r}")
     if isinstance(X, LinearStatistics):
         _check_beside(function, y, "LinearStatistics, which have their own")
-        _check_sizes(function, "X must be statistics", X, like, "the model")
+        default = torch.get_default_dtype()
+        layout = expected or _Layout(X.in_features, X.out_features, default, torch.device("cpu"))
+        layout.check(f"{function}: X must be statistics", X, "the model")
         if validation is not None and not isinstance(validation, LinearStatistics):
             got = type(validation).__name__
             raise TypeError(f"{function}: validation must be LinearStatistics or None, as X is, but got {got}")
         if validation is not None:
-            _check_sizes(function, "validation must be", validation, X, "X")
-        return StatisticsRows(X, validation, **common)
+            layout.check(f"{function}: validation must be", validation, "X")
+        return StatisticsRows(X, validation, function=function, dtype=layout.dtype, device=layout.device)
     if isinstance(X, (str, os.PathLike)):
         raise TypeError(f"{function}: X must be a tensor, an array or a table, but got a path: open it by open_table")
     if any_shape:
@@ -486,22 +91,49 @@ def as_rows(
         raise TypeError(
             f"{function}: y must be a tensor or a NumPy array, but got None, which only goes with a table or statistics"
         )
-    return _matrices(function, X, y, validation, like, seed)
+    return _matrices(function, X, y, validation, expected, seed)
 
 
 class _Sized(Protocol):
-    in_features: Any
-    out_features: Any
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def out_features(self) -> int: ...
 
 
-def _check_sizes(function: str, invariant: str, given: _Sized, expected: _Sized | None, whose: str) -> None:
-    if expected is None:
-        return
-    sizes, found = ((part.in_features, part.out_features) for part in (expected, given))
-    if found != sizes:
-        raise ValueError(
-            f"{function}: {invariant} of {sizes[0]} features and {sizes[1]} targets, as {whose} has, but has "
-            f"{found[0]} and {found[1]}"
+@dataclass(frozen=True)
+class _Layout:
+    """The sizes, the dtype and the device that rows must have or are brought to."""
+
+    in_features: int
+    out_features: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def check(self, invariant: str, given: _Sized, whose: str) -> None:
+        """Raise a ValueError for a table or statistics of other sizes."""
+        features, targets = given.in_features, given.out_features
+        if (features, targets) != (self.in_features, self.out_features):
+            raise ValueError(
+                f"{invariant} of {self.in_features} features and {self.out_features} targets, as {whose} has, but has "
+                f"{features} and {targets}"
+            )
+
+    def matrices(
+        self, function: str, X: object, y: object, names: tuple[str, str], *, finite: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return features and targets, checked and brought where they must be."""
+        return _checks.regression_data(
+            function,
+            X,
+            y,
+            in_features=self.in_features,
+            out_features=self.out_features,
+            dtype=self.dtype,
+            device=self.device,
+            names=names,
+            finite=finite,
         )
 
 
@@ -510,25 +142,31 @@ def _check_beside(function: str, y: object, what: str) -> None:
         raise TypeError(f"{function}: y must be None with {what} targets, but got {type(y).__name__}")
 
 
-def _validation_of_table(table: Table, given: object, checkpoint: Any, options: dict[str, Any]) -> float | Rows | None:
-    """Return what was given to validate a table's training with as rows, or as the share that is held out."""
-    function = options["function"]
+def _validation_of_table(
+    function: str, given: object, layout: _Layout, checkpoint: Any, progress: bool
+) -> float | Rows | None:
+    """Return what was given to validate a table's training with: as rows, or as the share that is held out."""
     if given is None:
         return None
     if isinstance(given, (int, float)):
         return _checks.fraction(function, "validation", given)
+    dtype, device = layout.dtype, layout.device
     if isinstance(given, Table):
-        _check_sizes(function, "validation must be a table", given, table, "X")
-        checkpoint = None if checkpoint is None else f"{checkpoint}.validation"
-        return TableRows(given, name="validation", checkpoint=checkpoint, **options)
+        layout.check(f"{function}: validation must be a table", given, "X")
+        return TableRows(
+            given,
+            function=function,
+            name="validation",
+            dtype=dtype,
+            device=device,
+            progress=progress,
+            checkpoint=None if checkpoint is None else f"{checkpoint}.validation",
+        )
     if isinstance(given, LinearStatistics):
-        _check_sizes(function, "validation must be statistics", given, table, "X")
-        common = {name: value for name, value in options.items() if name != "progress"}
-        return StatisticsRows(given, name="validation", **common)
-    sizes = {"in_features": table.in_features, "out_features": table.out_features}
-    where = {"dtype": options["dtype"], "device": options["device"], "names": _VALIDATION}
-    pair = _checks.regression_data(function, *_pair(function, given), **sizes, **where)
-    return MemoryRows(*pair, function=function, names=_VALIDATION)
+        layout.check(f"{function}: validation must be statistics", given, "X")
+        return StatisticsRows(given, function=function, name="validation", dtype=dtype, device=device)
+    pair = layout.matrices(function, *_pair(function, given), VALIDATION, finite=True)
+    return MemoryRows(*pair, function=function, names=VALIDATION)
 
 
 def _pair(function: str, validation: object) -> tuple[object, object]:
@@ -539,35 +177,38 @@ def _pair(function: str, validation: object) -> tuple[object, object]:
 
 
 def _matrices(
-    function: str, X: object, y: object, validation: object, like: nn.Linear | None, seed: int | None
+    function: str, X: object, y: object, validation: object, expected: _Layout | None, seed: int | None
 ) -> MemoryRows:
     """Return matrices to train on."""
-    share = isinstance(validation, (int, float))
     # Rows that are split are copied, and to name one that is not finite it is looked for before; else by the engine.
-    given = _checks.tensor(function, "X", X)
-    if like is None:
-        dtype = given.dtype if given.is_floating_point() else torch.get_default_dtype()
-        where: dict[str, Any] = {"dtype": dtype, "device": given.device}
-        features = _checks.matrix(function, "X", given, **where, finite=share)
-        targets = _checks.matrix(function, "y", y, **where, finite=share)
-        if targets.shape[0] != features.shape[0]:
-            rows = features.shape[0]
-            raise ValueError(f"{function}: y must have {rows} rows, as X has, but got shape {tuple(targets.shape)}")
-        sizes = {"in_features": features.shape[1], "out_features": targets.shape[1]}
-    else:
-        where = {"dtype": like.weight.dtype, "device": like.weight.device}
-        sizes = {"in_features": like.in_features, "out_features": like.out_features}
-        features, targets = _checks.regression_data(function, given, y, **sizes, **where, finite=share)
+    finite = isinstance(validation, (int, float))
+    layout = expected
+    if layout is None:
+        layout, X, y = _by_themselves(function, X, y, finite)
+    features, targets = layout.matrices(function, X, y, ("X", "y"), finite=finite and expected is not None)
     held_out = None
-    if share:
+    if isinstance(validation, (int, float)):
         parts = split_rows(function, "validation", features.shape[0], validation, seed)
         train, rest = (rows.to(features.device) for rows in parts)
         held_out = features[rest], targets[rest]
         features, targets = features[train], targets[train]
     elif validation is not None:
-        pair = _pair(function, validation)
-        held_out = _checks.regression_data(function, *pair, **sizes, **where, names=_VALIDATION, finite=False)
+        held_out = layout.matrices(function, *_pair(function, validation), VALIDATION, finite=False)
     return MemoryRows(features, targets, held_out, function=function)
+
+
+def _by_themselves(function: str, X: object, y: object, finite: bool) -> tuple[_Layout, Tensor, Tensor]:
+    """Check two matrices, of which X says what the layout is; return it and them."""
+    given = _checks.tensor(function, "X", X)
+    dtype = given.dtype if given.is_floating_point() else torch.get_default_dtype()
+    features, targets = (
+        _checks.matrix(function, name, value, dtype=dtype, device=given.device, finite=finite)
+        for name, value in (("X", given), ("y", y))
+    )
+    if targets.shape[0] != features.shape[0]:
+        rows = features.shape[0]
+        raise ValueError(f"{function}: y must have {rows} rows, as X has, but got shape {tuple(targets.shape)}")
+    return _Layout(features.shape[1], targets.shape[1], dtype, given.device), features, targets
 
 
 def _samples(function: str, X: object, y: object) -> MemoryRows:
@@ -581,23 +222,3 @@ def _samples(function: str, X: object, y: object) -> MemoryRows:
     if targets.shape[0] != rows:
         raise ValueError(f"{function}: y must have {rows} rows, as X has, but got shape {tuple(targets.shape)}")
     return MemoryRows(features, targets, function=function)
-
-
-def _digest(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def _share() -> tuple[int, int]:
-    """Return this process's rank and how many there are."""
-    distributed = torch.distributed
-    if not distributed.is_available() or not distributed.is_initialized():
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def processes() -> int:
-    """Return how many processes work together."""
-    return _share()[1]
