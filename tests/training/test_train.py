@@ -200,7 +200,9 @@ MANY = ["momentum", "sgd", "nesterov", "weight decay", "momentum and dampening"]
 MANY_ADAM = ["adam", "amsgrad", "adam and weight decay"]
 
 
-def train(rows: MemoryRows, names: list[str], lr: list[Any], *, epochs: int = 6, listener: Any = None, **others: Any) -> Trained:
+def train(
+    rows: MemoryRows, names: list[str], lr: list[Any], *, epochs: int = 6, listener: Any = None, **others: Any
+) -> Trained:
     optimizers = []
     for name in names:
         options = {"momentum": 0.0, "weight_decay": 0.0} | options_of(name)
