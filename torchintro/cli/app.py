@@ -24,9 +24,10 @@ from ..evaluation import predict as apply
 from ..nn import initial_linear
 from ..saving import load_model, save_model
 from ..training.baseline import time_plain_loop
-from ..training.choice import ENGINES
 from ..training.fit import DivergedError, fit
 from ..training.optimizers import parse_optimizer
+from ..training.options import ENGINES, TrainingOptions
+from ..training.row_kinds import MemoryRows
 from . import plots
 from .parse import make_pruner, optimizer_options, search_space
 from .problem import (
@@ -295,15 +296,12 @@ def train(
     a_epoch = duration(result.seconds / epochs)
     console.print(f"{epochs} epochs took {duration(result.seconds)}, {a_epoch} each, with the engine {result.engine}")
     if benchmark and result.engine != "reference" and problem.pass_seconds is None:
+        initial = initial_linear(features, targets, seed=seed)
         plain = time_plain_loop(
-            initial_linear(features, targets, seed=seed),
-            problem.X,
-            problem.y if isinstance(problem.y, Tensor) else problem.X,
-            validation=problem.validation,
-            optimizer=parse_optimizer("fit", optimizer, momentum, weight_decay, options["optimizer_options"]),
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=seed,
+            MemoryRows(problem.X, problem.y if isinstance(problem.y, Tensor) else problem.X, problem.validation),
+            TrainingOptions(epochs=epochs, batch_size=batch_size, shuffle=shuffle, seed=seed),
+            initial,
+            parse_optimizer("fit", optimizer, momentum, weight_decay, options["optimizer_options"]),
             most_epochs=epochs,
         )
         console.print(against_plain(result.seconds, plain.seconds_per_epoch, plain.epochs, epochs), soft_wrap=True)

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .. import _checks
 from ..data import datasets
 from ..data.files import read_features, read_table
 from ..data.gather import gather
-from ..evaluation import evaluate, of_statistics
+from ..evaluation import evaluate
 from ..nn import Standardize, initial_linear
 from ..statistics import LinearStatistics
-from ..training.choice import ENGINES, choose
-from ..training.fit import learning_rates
+from ..training.choice import choose
 from ..training.optimizers import parse_optimizer
-from ..training.rows import TableRows
+from ..training.options import check_options, learning_rates
+from ..training.rows import as_rows
 
 if TYPE_CHECKING:
     from ..data.table import Table
@@ -81,7 +80,7 @@ class Problem:
         """Judge a layer behind ``standardize`` by the rows of each part; without the mean absolute error of a table."""
         model = nn.Sequential(self.standardize, linear)
         return {
-            name: of_statistics(part, linear) if isinstance(part, LinearStatistics) else evaluate(model, part.X, part.y)
+            name: evaluate(linear, part) if isinstance(part, LinearStatistics) else evaluate(model, part.X, part.y)
             for name, part in (self._judged or {}).items()
         }
 
@@ -275,18 +274,12 @@ def check_before_the_pass(
     engine: str,
 ) -> None:
     """Raise the error of what ``fit`` would refuse, before a pass that may take hours and not after it."""
-    epochs = _checks.positive_integer("fit", "epochs", epochs)
-    rates = learning_rates("fit", lr, epochs)
-    if batch_size is not None:
-        batch_size = _checks.positive_integer("fit", "batch_size", batch_size)
-    if shuffle and batch_size is not None:
-        raise ValueError("fit: shuffle must not be True for a table, whose rows are read in their order")
+    training = check_options("fit", epochs=epochs, batch_size=batch_size, shuffle=shuffle, engine=engine)
+    rates = learning_rates("fit", lr, training.epochs)
     chosen = parse_optimizer("fit", optimizer, momentum, weight_decay, optimizer_options)
     linear = initial_linear(table.in_features, table.out_features, seed=0, dtype=table.dtype)
-    chosen.check("fit", list(linear.parameters()), rates[0])
-    _checks.one_of("fit", "engine", engine, ENGINES)
-    rows = TableRows(table, dtype=table.dtype, device=linear.weight.device)
-    choose(rows, engine=engine, optimizers=[chosen], batch_size=batch_size, epochs=epochs)
+    chosen.check(list(linear.parameters()), rates[0])
+    choose(as_rows("fit", table), training, [chosen])
 
 
 def check_study_before_the_pass(table: Table, **options: Any) -> None:
