@@ -20,6 +20,7 @@ STEPS, LEARNING_RATE = 5, 0.5
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("cpp"),
     pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no C++ compiler ('{COMPILER}')"),
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import email
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -36,6 +38,7 @@ IGNORED = shutil.ignore_patterns(
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("wheel"),
     pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++").split()[0]) is None, reason="no C++ compiler"),
 ]
 
@@ -82,11 +85,55 @@ def unpacked(sdist, tmp_path_factory) -> Path:
     return folder / NAME
 
 
+# A compiler that looks first whether the checkout has the object file of the same command, folders aside.
+COMPILER = """#!{python}
+import json, os, pathlib, shutil, sys
+arguments = sys.argv[1:]
+if "-c" in arguments and "-MF" in arguments:
+    source, target = (arguments[arguments.index(name) + 1] for name in ("-c", "-o"))
+    dependencies = arguments[arguments.index("-MF") + 1]
+    command = " ".join(a for a in arguments if a not in (target, dependencies)).replace({folder!r}, "@")
+    built = json.loads(pathlib.Path({known!r}).read_text()).get(command)
+    if built is not None:
+        shutil.copy(built, target)
+        pathlib.Path(dependencies).write_text(f"{{target}}: {{source}}\\n")
+        sys.exit()
+os.execvp({compiler!r}, [{compiler!r}, *arguments])
+"""
+
+
+def objects_of_the_checkout() -> dict[str, str]:
+    """Return the object files of the editable install that are up to date, each by the command that compiled it."""
+    known = {}
+    for folder in (ROOT / "build" / "objects").glob("*/"):
+        state = subprocess.run(["ninja", "-n"], cwd=folder, capture_output=True, text=True, check=False)
+        if state.returncode != 0 or "no work to do" not in state.stdout:
+            continue
+        listed = subprocess.run(["ninja", "-t", "commands"], cwd=folder, capture_output=True, text=True, check=True)
+        for line in listed.stdout.splitlines():
+            arguments = shlex.split(line)[1:]
+            target, dependencies = (arguments[arguments.index(name) + 1] for name in ("-o", "-MF"))
+            command = " ".join(argument for argument in arguments if argument not in (target, dependencies))
+            for before, after in ((f"{ROOT}/csrc", "@/csrc"), (f"-map={ROOT}/=", "-map=@/=")):
+                command = command.replace(before, after)
+            known[command] = target
+    return known
+
+
 @pytest.fixture(scope="module")
-def wheel(unpacked, tmp_path_factory) -> Path:
-    """Build from the source distribution alone: a file that it lacks stops the compiler."""
+def wheel(source, unpacked, tmp_path_factory) -> Path:
+    """Build from the source distribution alone, which has the checkout's sources: what is compiled already is taken."""
     folder = tmp_path_factory.mktemp("wheel")
-    run("-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", folder, unpacked, cwd=folder)
+    names = {name for name in files(source) if name.startswith("csrc/") or name == "setup.py"}
+    same = names <= files(unpacked) and all((source / n).read_bytes() == (unpacked / n).read_bytes() for n in names)
+    tools = tmp_path_factory.mktemp("tools")
+    known, compiler = tools / "objects.json", tools / "g++"
+    known.write_text(json.dumps(objects_of_the_checkout() if same else {}))
+    names = {"folder": str(unpacked), "known": str(known), "compiler": os.environ.get("CXX", "c++")}
+    compiler.write_text(COMPILER.format(python=sys.executable, **names))
+    compiler.chmod(0o755)
+    command = ["-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", folder, unpacked]
+    run(*command, cwd=folder, CXX=str(compiler))
     (archive,) = folder.iterdir()
     return archive
 
