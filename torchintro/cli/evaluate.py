@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import evaluation
+from ..data.datasets import Dataset
 from ..data.table import Table
 from ..saving import SavedModel, load_model
 from .options import Data, ModelFile, Stream
@@ -38,7 +39,7 @@ def evaluate(
     console.print(metrics_table({"held out" if held_out else "all rows": evaluation.evaluate(linear, *X_and_y)}))
 
 
-def _count(rows: object) -> int | None:
+def _count(rows: Dataset | Table) -> int | None:
     return rows.rows if isinstance(rows, Table) else len(rows)
 
 

@@ -205,14 +205,15 @@ def _in_memory(dataset: Dataset, shares: Mapping[str, float], seed: int, purpose
     train, held_out = split(dataset, shares, seed)
     standardize = _rounded(Standardize.fit(train.X))
     named = {"training": train} | ({} if held_out is None else {"held out": held_out})
-    judged = {name: _matrices(part, standardize) for name, part in named.items()}
+    scaled = {name: standardized(part, standardize) for name, part in named.items()}
+    judged = {name: (part.X, part.y) for name, part in scaled.items()}
     X, y = judged["training"]
     return Problem(
         name=dataset.name,
         rows=len(dataset),
         feature_names=dataset.feature_names,
         target_names=dataset.target_names,
-        parts=parts,
+        parts={"to train": len(train)} | ({} if held_out is None else {purpose: len(held_out)}),
         standardize=standardize,
         X=X,
         y=y,
