@@ -19,14 +19,14 @@ pytest.importorskip("pyarrow")
 
 from typer.testing import CliRunner
 
-from torchintro.cli import app as cli
+from torchintro.cli.app import app
 
-__all__ = ["houses", "run", "start"]
+__all__ = ["app", "houses", "run", "start"]
 
 
 def run(*arguments, code=0):
     """Run one command in this process and check its exit code."""
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exit_code != code:
         pytest.fail(f"exit code {result.exit_code}: {result.output}\n{result.exception!r}")
     return result

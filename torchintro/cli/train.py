@@ -109,13 +109,13 @@ def train(
     console.print(str(problem), soft_wrap=True)
     with made(folder):
         result = _fitted(linear, problem, arguments, save)
-    metrics = problem.measure(linear)
-    save(engine=result.engine, seconds=result.seconds, metrics=metrics)
-    curves = {"training": result.losses.tolist()}
-    if result.validation_losses is not None:
-        curves["held out"] = result.validation_losses.tolist()
-    plots.plot_loss_by_epoch(folder / "loss.png", curves, title=f"{problem.name}, lr = {lr:g}")
-    write_csv(folder / "losses.csv", ["epoch", *curves], zip(range(1, epochs + 1), *curves.values(), strict=True))
+        metrics = problem.measure(linear)
+        save(engine=result.engine, seconds=result.seconds, metrics=metrics)
+        curves = {"training": result.losses.tolist()}
+        if result.validation_losses is not None:
+            curves["held out"] = result.validation_losses.tolist()
+        plots.plot_loss_by_epoch(folder / "loss.png", curves, title=f"{problem.name}, lr = {lr:g}")
+        write_csv(folder / "losses.csv", ["epoch", *curves], zip(range(1, epochs + 1), *curves.values(), strict=True))
     console.print(metrics_table(metrics))
     took = f"{duration(result.seconds)}, {duration(result.seconds / epochs)} each"
     console.print(f"{epochs} epochs took {took}, with the engine {result.engine}")

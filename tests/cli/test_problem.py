@@ -8,13 +8,6 @@ import re
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("typer")
-pytest.importorskip("rich")
-pytest.importorskip("sklearn")
-pytest.importorskip("matplotlib")
-pytest.importorskip("pyarrow")
-
 from command_line import houses
 
 from torchintro.cli import problem as _problem
