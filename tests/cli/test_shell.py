@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import pytest
 import torch
 from command_line import houses
+from rich.console import Console
 
+from torchintro.cli import shell
 from torchintro.saving import save_model
 
 
@@ -117,3 +120,35 @@ def test_without_the_command_line_packages(monkeypatch, capsys, package):
         main()
     assert caught.value.code == 2
     assert capsys.readouterr().err == (f'torchintro: the command line needs {package}: pip install "torchintro[cli]"\n')
+
+
+class TestRowProgress:
+    @pytest.fixture
+    def shown(self, monkeypatch):
+        """Give the function that shows a pass of two pieces on a console, and returns its text."""
+
+        def show(terminal):
+            file = io.StringIO()
+            monkeypatch.setattr(shell, "notices", Console(file=file, force_terminal=terminal, width=100))
+            with shell.row_progress() as progress:
+                progress(1000, 4000, 2.0)
+                progress(3000, 4000, 12.0)
+                progress(4000, 4000, 13.0)
+            return file.getvalue()
+
+        return show
+
+    def test_lines_now_and_then_without_a_terminal(self, shown):
+        assert shown(False) == "3,000 of 4,000 rows in 12.0 s, 250 rows/s\n"
+
+    def test_a_bar_on_a_terminal(self, shown):
+        assert "4,000 rows in 13.0 s, 308 rows/s" in shown(True)
+
+
+def test_a_folder_in_which_nothing_was_put_goes_again(tmp_path):
+    with shell.made(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert not (tmp_path / "a" / "b").exists()
+    with shell.made(tmp_path / "c"):
+        (tmp_path / "c" / "file").touch()
+    assert (tmp_path / "c" / "file").exists()

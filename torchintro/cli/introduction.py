@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
+from torch.utils import benchmark
 
 from .. import _checks, functional, reference
 from ..data import datasets as data
@@ -20,7 +19,8 @@ from ..nn import LinearMSELoss, Standardize, initial_linear
 from ..saving import save_model
 from ..training.fit import FitResult, fit
 from . import plots
-from .report import duration
+from .report import EpochReport, duration
+from .report import table as table_of
 
 __all__ = ["run_demo"]
 
@@ -77,13 +77,6 @@ def _heading(console: Console, title: str, sentence: str) -> None:
     console.print()
     console.print(title, style="bold")
     console.print(sentence, style="italic")
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    return table
 
 
 def _tensors(console: Console) -> torch.device:
@@ -151,7 +144,7 @@ def _preprocessing(
     patients, features = dataset.X.shape
     console.print(f"  {patients} patients x {features} measurements; target: {dataset.target_names[0]} of the disease")
     console.print(f"  {len(train)} rows to train, {len(test)} held out")
-    table = _table("  feature", "mean", "deviation", "then mean", "deviation")
+    table = table_of("  feature", "mean", "deviation", "then mean", "deviation")
     shown = 3
     for i, name in enumerate(dataset.feature_names[:shown]):
         figures = [figure for X in (train.X, scaled) for figure in (X[:, i].mean(), X[:, i].std(correction=0))]
@@ -192,7 +185,7 @@ def _tuning(console: Console, train: data.Dataset, seed: int, trials: int) -> tu
     console.print(f"  {count} trials of {EPOCHS} epochs, lr from 1e-4 to 1e-1, by the engine {pairs[0][2]['engine']}:")
     console.print(f"  they took {duration(spent)} to train ({duration(seconds)} with Optuna and timing plain PyTorch);")
     console.print(f"  plain PyTorch would have taken {duration(plain)} (measured on {measured} epochs). The best:")
-    table = _table("  lr", "validation loss", "training loss", "us/epoch", "plain PyTorch")
+    table = table_of("  lr", "validation loss", "training loss", "us/epoch", "plain PyTorch")
     for loss, lr, attributes in pairs[:5]:
         table.add_row(
             f"  {lr:.5f}",
@@ -218,16 +211,8 @@ def _training(
 ) -> tuple[nn.Sequential, FitResult]:
     console.print(f"then a model is trained on all {len(train)} training rows at lr = {lr:.5f}.", style="italic")
     linear = initial_linear(train.X.shape[1], 1, seed=seed, device=train.X.device)
-
-    class Report:
-        def begin(self, engine: str, reason: str) -> None:
-            console.print(f"  engine {engine}: {reason}", soft_wrap=True)
-
-        def __call__(self, epoch: int, loss: float) -> None:
-            if epoch % 10 == 0:
-                console.print(f"  Epoch [{epoch}/{EPOCHS}], Loss: {loss:.4f}")
-
-    result = fit(linear, standardize(train.X), train.y, lr=lr, epochs=EPOCHS, seed=seed, progress=Report())
+    report = EpochReport(console, EPOCHS, indent="  ")
+    result = fit(linear, standardize(train.X), train.y, lr=lr, epochs=EPOCHS, seed=seed, progress=report)
     console.print(f"  {EPOCHS} epochs took {duration(result.seconds)}")
     return nn.Sequential(standardize, linear), result
 
@@ -244,7 +229,7 @@ def _evaluation(console: Console, model: nn.Sequential, train: data.Dataset, tes
         exact.bias.copy_(solution[-1])
         constant.weight.zero_()
         constant.bias.copy_(train.y.mean())
-    table = _table("  model", "MSE train", "held out", "RMSE", "MAE", "R2")
+    table = table_of("  model", "MSE train", "held out", "RMSE", "MAE", "R2")
     metrics: dict[str, float] = {}
     for name, candidate in (
         ("mean of y", constant),
@@ -275,7 +260,7 @@ def _comparison(console: Console, train: data.Dataset, standardize: Standardize,
     X = torch.randn(200_000, 16, generator=generator).to(device)
     W, b = initial_linear(16, 1, seed=seed).to(device).parameters()
     y = X.sum(1, keepdim=True)
-    table = _table("  X", "fused, us", "plain, us", "plain/fused", "fused loss", "plain loss")
+    table = table_of("  X", "fused, us", "plain, us", "plain/fused", "fused loss", "plain loss")
     diabetes = initial_linear(train.X.shape[1], 1, seed=seed, device=device)
     for inputs, weight, bias, target in (
         (standardize(train.X), diabetes.weight, diabetes.bias, train.y),
@@ -285,7 +270,7 @@ def _comparison(console: Console, train: data.Dataset, standardize: Standardize,
             _step(operator, inputs, weight, bias, target)
             for operator in (functional.linear_mse_loss, reference.linear_mse_loss)
         ]
-        losses, seconds = [step() for step in steps], _median_seconds(steps)
+        losses, seconds = [step() for step in steps], [_seconds(step) for step in steps]
         table.add_row(
             f"  {inputs.shape[0]} x {inputs.shape[1]}",
             *(f"{value * 1e6:.1f}" for value in seconds),
@@ -304,17 +289,7 @@ def _step(operator: Callable[..., Tensor], X: Tensor, weight: Tensor, bias: Tens
     return step
 
 
-def _median_seconds(steps: list[Callable[[], float]], rounds: int = 11, seconds: float = 0.01) -> list[float]:
-    """Return each step's time: the median over rounds in which they take turns, of about ``seconds`` each."""
-    calls, times = [], [[0.0] * rounds for _ in steps]
-    for step in steps:
-        start = time.perf_counter()
-        step()
-        calls.append(max(1, round(seconds / (time.perf_counter() - start))))
-    for turn in range(rounds):
-        for i, step in enumerate(steps):
-            start = time.perf_counter()
-            for _ in range(calls[i]):
-                step()
-            times[i][turn] = (time.perf_counter() - start) / calls[i]
-    return [statistics.median(series) for series in times]
+def _seconds(step: Callable[[], float]) -> float:
+    """Return the median time of a step, of as many as take a fifth of a second."""
+    timer = benchmark.Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=0.2).median

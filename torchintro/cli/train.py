@@ -36,7 +36,7 @@ from .options import (
     training_options,
 )
 from .problem import Problem, make_problem, open_rows
-from .report import against_plain, duration, metrics_table, of_passes, write_csv
+from .report import EpochReport, against_plain, duration, metrics_table, of_passes, write_csv
 from .shell import console, interruption, made, run_folder
 
 __all__ = ["train"]
@@ -145,25 +145,9 @@ def _check(table: Table, arguments: dict[str, Any]) -> None:
         fit(linear, table, **arguments, progress=_Stop())
 
 
-class _Report:
-    """Prints the engine, and the loss every tenth of the run; counts the epochs."""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs, self.done, self.engine = epochs, 0, ""
-
-    def begin(self, engine: str, reason: str) -> None:
-        self.engine = engine
-        console.print(f"engine {engine}: {reason}", soft_wrap=True)
-
-    def __call__(self, epoch: int, loss: float) -> None:
-        self.done = epoch
-        if epoch * 10 // self.epochs > (epoch - 1) * 10 // self.epochs:
-            console.print(f"Epoch [{epoch}/{self.epochs}], Loss: {loss:.4f}")
-
-
 def _fitted(linear: nn.Linear, problem: Problem, arguments: dict[str, Any], save: Callable[..., Path]) -> FitResult:
     """Train the layer; on Ctrl-C save what it has become."""
-    report = _Report(arguments["epochs"])
+    report = EpochReport(console, arguments["epochs"])
 
     def kept() -> str:
         if not report.done:
