@@ -6,14 +6,14 @@ What they call is written here and nowhere else in the benchmark.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchintro import functional
 from torchintro.training.optimizers import Optimizer
-from torchintro.training.rows import MemoryRows
+from torchintro.training.options import TrainingOptions
+from torchintro.training.row_kinds import MemoryRows
 from torchintro.training.train import Trained, train_models
 
 __all__ = ["ModelsAtOnce", "OperatorFit"]
@@ -46,7 +46,7 @@ class ModelsAtOnce:
         self, X: Tensor, y: Tensor, initial: nn.Linear, *, epochs: int, batch_size: int | None, shuffle: bool = True
     ) -> None:
         self.X, self.y, self.initial = X, y, initial
-        self.options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "shuffle": shuffle, "seed": 0}
+        self.options = TrainingOptions(epochs=epochs, batch_size=batch_size, shuffle=shuffle, seed=0)
         self.trained: Trained | None = None
 
     def __call__(self, lrs: Sequence[float]) -> Trained:
@@ -56,5 +56,5 @@ class ModelsAtOnce:
         """
         data = MemoryRows(self.X, self.y, function="bench")
         optimizers = [Optimizer("SGD", {})] * len(lrs)
-        self.trained = train_models(data, initial=self.initial, lr=list(lrs), optimizers=optimizers, **self.options)
+        self.trained = train_models(data, self.options, self.initial, lr=list(lrs), optimizers=optimizers)
         return self.trained

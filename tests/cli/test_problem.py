@@ -91,9 +91,6 @@ class TestStreamed:
         assert float(line.split()[2]) < 1e-3
         streamed = run("evaluate", "--data", path, "--model", "run/model.pt", "--stream").stdout.splitlines()[-1]
         assert float(streamed.split()[2]) == pytest.approx(float(line.split()[2]), rel=1e-4)
-        run("train", "--data", path, *columns, "--no-stream", "--out", "run")
-        result = run("evaluate", "--data", path, "--model", "run/model.pt", "--stream", "--held-out", code=2)
-        assert "evaluate: --held-out needs the data that the model was trained on" in result.stderr
 
     def test_held_out_rows_are_the_same_however_they_are_read(self, run, tmp_path):
         path = houses(tmp_path / "houses.csv")

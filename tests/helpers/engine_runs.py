@@ -18,9 +18,9 @@ from plain_loop import plain_loop
 from torch import Tensor, nn
 
 from torchintro.nn import initial_linear
-from torchintro.training.choice import ENGINES
 from torchintro.training.fit import fit
-from torchintro.training.rows import MemoryRows
+from torchintro.training.options import ENGINES
+from torchintro.training.row_kinds import MemoryRows
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies

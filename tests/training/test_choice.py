@@ -17,6 +17,7 @@ from torchintro.nn import initial_linear
 from torchintro.training.choice import choose
 from torchintro.training.fit import fit
 from torchintro.training.optimizers import parse_optimizer
+from torchintro.training.options import TrainingOptions
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
@@ -247,9 +248,8 @@ def test_auto_takes(name):
 )
 def test_auto_takes_the_number_of_models_into_account(models, outputs, engine):
     optimizer = parse_optimizer("train", "sgd", 0.0, 0.0, None)
-    choice = choose(
-        rows_of(100, outputs=outputs), engine="auto", optimizers=[optimizer] * models, batch_size=8, epochs=3
-    )
+    options = TrainingOptions(epochs=3, batch_size=8)
+    choice = choose(rows_of(100, outputs=outputs), options, [optimizer] * models)
     assert choice.engine == engine
 
 

@@ -15,10 +15,9 @@ from torch import nn
 
 from torchintro import functional, reference
 from torchintro.nn import initial_linear
-from torchintro.training.choice import ENGINES
 from torchintro.training.fit import DivergedError, FitResult, fit
-from torchintro.training.loop import batches
 from torchintro.training.optimizers import optimizer_names
+from torchintro.training.options import ENGINES
 
 # A learning rate at which each optimizer moves the small problem of `problem()` without blowing up.
 LRS = dict.fromkeys(optimizer_names(), 0.05) | {"LBFGS": 0.5, "Adadelta": 1.0}
@@ -166,18 +165,6 @@ def test_muon_trains_a_layer_without_bias(device):
     model = model_for(X, y, bias=False)
     result = fit(model, X, y, lr=0.05, epochs=20, optimizer="muon")
     assert result.losses[-1] < result.losses[0] / 2
-
-
-@pytest.mark.parametrize(("rows", "batch_size"), [(10, 3), (10, 5), (10, 1), (7, 7), (7, 100), (1, 1)])
-def test_batches_hold_each_row_once(rows, batch_size):
-    X = torch.arange(rows).unsqueeze(-1)
-    found = list(batches(X, -X, batch_size, True, torch.Generator().manual_seed(0)))
-    assert [len(X_batch) for X_batch, _ in found[:-1]] == [min(batch_size, rows)] * (len(found) - 1)
-    seen = torch.cat([X_batch for X_batch, _ in found])
-    assert sorted(seen.flatten().tolist()) == list(range(rows))
-    assert torch.equal(torch.cat([y_batch for _, y_batch in found]), -seen)
-    in_order = torch.cat([X_batch for X_batch, _ in batches(X, -X, batch_size, False, None)])
-    assert torch.equal(in_order, X)
 
 
 def test_seed_decides_the_batches(device):

@@ -31,10 +31,11 @@ from plain_loop import plain_loop
 from torch import Tensor
 
 from torchintro.nn import initial_linear
-from torchintro.training.choice import ENGINES
 from torchintro.training.fit import DivergedError, fit
+from torchintro.training.listener import Listener
 from torchintro.training.optimizers import parse_optimizer
-from torchintro.training.rows import MemoryRows
+from torchintro.training.options import ENGINES, TrainingOptions
+from torchintro.training.row_kinds import MemoryRows
 from torchintro.training.train import Trained, train_models
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -199,15 +200,17 @@ MANY = ["momentum", "sgd", "nesterov", "weight decay", "momentum and dampening"]
 MANY_ADAM = ["adam", "amsgrad", "adam and weight decay"]
 
 
-def train(rows: MemoryRows, names: list[str], lr: list[Any], *, epochs: int = 6, **others: Any) -> Trained:
+def train(
+    rows: MemoryRows, names: list[str], lr: list[Any], *, epochs: int = 6, listener: Any = None, **others: Any
+) -> Trained:
     optimizers = []
     for name in names:
         options = {"momentum": 0.0, "weight_decay": 0.0} | options_of(name)
         arguments = (options["optimizer"], options["momentum"], options["weight_decay"], options["optimizer_options"])
         optimizers.append(parse_optimizer("train", *arguments))
-    others = {"batch_size": None, "seed": 3} | others
+    options = TrainingOptions(epochs, **{"seed": 3} | others)
     initial = initial_linear(rows.in_features, rows.out_features, seed=1, dtype=rows.dtype)
-    return train_models(rows, initial=initial, lr=lr, epochs=epochs, optimizers=optimizers, **others)
+    return train_models(rows, options, initial, lr=lr, optimizers=optimizers, listener=listener)
 
 
 def outcome_of(trained: Trained, model: int) -> Outcome:
@@ -335,16 +338,20 @@ def test_the_same_bits_in_any_number_of_calls(optimizer, engine, batches):
 def test_the_same_bits_for_calls_of_any_length(ends, batches):
     rows = rows_of(40)
     heard: list[int] = []
+
+    class Impatient(Listener):
+        def begin(self, choice):
+            assert choice.engine == "fused"
+
+        def epoch(self, epoch, losses):
+            heard.append(epoch)
+
+        def patience(self, done):
+            return next(end for end in ends if end > done) - done
+
     lr = [0.01 * (k + 1) for k in range(len(MANY))]
     others = {"epochs": 7, "engine": "fused", **BATCHES[batches]}
     whole = train(rows, MANY, lr, **others)
-    parts = train(
-        rows,
-        MANY,
-        lr,
-        wanted=lambda done: next(end for end in ends if end > done) - done,
-        report=lambda epoch, losses: heard.append(epoch),
-        **others,
-    )
+    parts = train(rows, MANY, lr, listener=Impatient(), **others)
     assert heard == list(range(1, 8))
     assert all(outcome_of(parts, k).equals(outcome_of(whole, k)) for k in range(len(MANY)))

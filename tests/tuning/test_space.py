@@ -69,9 +69,9 @@ def test_trials_of_an_equal_batch_size_are_trained_together(monkeypatch):
     groups = []
     train_models = engines.train_models
 
-    def spy(data, *, lr, batch_size, **options):
-        groups.append((batch_size, list(lr)))
-        return train_models(data, lr=lr, batch_size=batch_size, **options)
+    def spy(data, *, lr, options, **others):
+        groups.append((options.batch_size, list(lr)))
+        return train_models(data, lr=lr, options=options, **others)
 
     monkeypatch.setattr(engines, "train_models", spy)
     study = tune(X, y, n_trials=10, epochs=2, search_space={"batch_size": [8, 16, None]}, seed=0)

@@ -299,14 +299,14 @@ def test_what_is_logged(caplog):
 @pytest.mark.parametrize("batch_sizes", [None, [8, 16]])
 def test_the_plain_loop_is_timed_once_a_batch_size(monkeypatch, batch_sizes):
     timed = []
-    plain = _plain.fit
+    plain = _plain.train_models
 
-    def spy(*arguments, **options):
-        timed.append((options["batch_size"], options["epochs"]))
-        assert options["engine"] == "reference"
-        return plain(*arguments, **options)
+    def spy(rows, options, *arguments, **others):
+        timed.append((options.batch_size, options.epochs))
+        assert options.engine == "reference"
+        return plain(rows, options, *arguments, **others)
 
-    monkeypatch.setattr(_plain, "fit", spy)
+    monkeypatch.setattr(_plain, "train_models", spy)
     space = batch_sizes and {"batch_size": batch_sizes}
     options = {"n_trials": 15, "epochs": 2, "search_space": space, "validation": 0.2, "seed": 0}
     study = tune(X, y, benchmark=True, **options)

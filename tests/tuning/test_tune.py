@@ -15,8 +15,8 @@ import torch
 import torchintro
 from torchintro.data.datasets import split, synthetic
 from torchintro.nn import initial_linear
-from torchintro.training.choice import ENGINES
 from torchintro.training.fit import fit
+from torchintro.training.options import ENGINES
 
 optuna = pytest.importorskip("optuna")  # the machine of `make gpu-check` may lack it
 from optuna.trial import TrialState  # noqa: E402

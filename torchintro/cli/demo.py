@@ -6,16 +6,16 @@ from typing import Annotated
 
 import typer
 
+from . import options
 from .introduction import run_demo
-from .options import Folder, Seed
 from .shell import console, run_folder
 
 __all__ = ["demo"]
 
 
 def demo(
-    out: Folder = None,
-    seed: Seed = 0,
+    out: options.Folder = None,
+    seed: options.Seed = 0,
     trials: Annotated[int, typer.Option(help="Learning rates to try.")] = 20,
 ) -> None:
     """Walk through PyTorch's six steps on the diabetes data, with the fused operator beside plain PyTorch.

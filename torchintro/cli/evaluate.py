@@ -11,7 +11,7 @@ from .. import evaluation
 from ..data.datasets import Dataset
 from ..data.table import Table
 from ..saving import SavedModel, load_model
-from .options import Data, ModelFile, Stream
+from . import options
 from .problem import rows_of, split
 from .report import metrics_table
 from .shell import console
@@ -20,9 +20,9 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    model: ModelFile,
-    data: Data = "diabetes",
-    stream: Stream = None,
+    model: options.ModelFile,
+    data: options.Data = "diabetes",
+    stream: options.Stream = None,
     held_out: Annotated[
         bool, typer.Option("--held-out/--all-rows", help="Only the rows that train or demo held out of this data.")
     ] = False,

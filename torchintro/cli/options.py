@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..training.choice import ENGINES
+from ..training.options import ENGINES
 from .parse import optimizer_options
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import evaluation
 from ..data.table import Table
 from ..saving import load_model
-from .options import Data, ModelFile, Stream
+from . import options
 from .problem import rows_of
 from .report import write_csv, write_rows
 
@@ -21,9 +21,9 @@ __all__ = ["predict"]
 
 
 def predict(
-    model: ModelFile,
-    data: Data = "diabetes",
-    stream: Stream = None,
+    model: options.ModelFile,
+    data: options.Data = "diabetes",
+    stream: options.Stream = None,
     out: Annotated[Path | None, typer.Option(help="CSV file to write. Default: standard output.")] = None,
 ) -> None:
     """Predict the targets of rows and write them as CSV.

@@ -18,9 +18,8 @@ from ..data.datasets import Dataset
 from ..data.files import read_features, read_table
 from ..data.gather import gather
 from ..data.table import Table, open_table
-from ..evaluation import evaluate, of_statistics
+from ..evaluation import evaluate
 from ..nn import Standardize
-from ..statistics import LinearStatistics
 from .shell import interruption, made, notices, row_progress
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Problem:
         X: For fit and tune: a matrix, a table, or statistics.
         y: Targets of a matrix; else None.
         validation: For fit and tune: a pair of matrices, or statistics; None if nothing is held out.
-        judged: What the model is judged by, by its name: pairs of matrices, or statistics.
+        judged: What the layer is judged by, by its name: arguments of ``evaluate``.
         pass_seconds: What one pass over the table took; None for rows in memory.
     """
 
@@ -64,15 +63,12 @@ class Problem:
     X: Any
     y: Tensor | None
     validation: Any
-    judged: Mapping[str, Any]
+    judged: Mapping[str, tuple[Any, ...]]
     pass_seconds: float | None = None
 
     def measure(self, linear: nn.Linear) -> dict[str, dict[str, float]]:
         """Judge the layer behind ``standardize`` by each part's rows; of a table without the mean absolute error."""
-        return {
-            name: of_statistics(part, linear) if isinstance(part, LinearStatistics) else evaluate(linear, *part)
-            for name, part in self.judged.items()
-        }
+        return {name: evaluate(linear, *part) for name, part in self.judged.items()}
 
     def __str__(self) -> str:
         count = len(self.feature_names)
@@ -250,19 +246,17 @@ def _streamed(
         if count == 0 and (share > 0 or part == "to train on"):
             raise ValueError(f"{option} {share:g} leaves no rows {part} of the few that {table.path} has")
     scaled, standardize = gathered.train.standardized(dtype=DTYPE)
-    judged = {"training": scaled}
-    if share > 0:
-        judged["held out"] = gathered.held_out.standardized(standardize)[0]
+    held_out = gathered.held_out.standardized(standardize)[0] if share > 0 else None
     return Problem(
         name=str(table.path),
         rows=table.rows or sum(counts),
         feature_names=table.feature_names,
         target_names=table.target_names,
-        parts={"to train": counts[0]} | ({purpose: counts[1]} if share > 0 else {}),
+        parts={"to train": counts[0]} | ({} if held_out is None else {purpose: counts[1]}),
         standardize=standardize,
         X=split(standardized(table, standardize), shares, seed)[0] if mini_batches else scaled,
         y=None,
-        validation=judged.get("held out"),
-        judged=judged,
+        validation=held_out,
+        judged={"training": (scaled,)} | ({} if held_out is None else {"held out": (held_out,)}),
         pass_seconds=gathered.seconds,
     )

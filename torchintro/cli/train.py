@@ -16,25 +16,9 @@ from ..saving import save_model
 from ..training.baseline import time_plain_loop
 from ..training.fit import DivergedError, FitResult, fit
 from ..training.optimizers import parse_optimizer
-from . import plots
-from .options import (
-    BatchSize,
-    Benchmark,
-    Data,
-    Engine,
-    Epochs,
-    Feature,
-    Folder,
-    Momentum,
-    OptimizerName,
-    OptimizerOption,
-    Seed,
-    Stream,
-    Target,
-    TestFraction,
-    WeightDecay,
-    training_options,
-)
+from ..training.options import TrainingOptions
+from ..training.row_kinds import MemoryRows
+from . import options, plots
 from .problem import Problem, make_problem, open_rows
 from .report import EpochReport, against_plain, duration, metrics_table, of_passes, write_csv
 from .shell import console, interruption, made, run_folder
@@ -43,13 +27,13 @@ __all__ = ["train"]
 
 
 def train(
-    data: Data = "diabetes",
-    target: Target = None,
-    feature: Feature = None,
-    stream: Stream = None,
+    data: options.Data = "diabetes",
+    target: options.Target = None,
+    feature: options.Feature = None,
+    stream: options.Stream = None,
     lr: Annotated[float, typer.Option(help="Learning rate, for standardised features.")] = 0.1,
-    epochs: Epochs = 100,
-    batch_size: BatchSize = None,
+    epochs: options.Epochs = 100,
+    batch_size: options.BatchSize = None,
     shuffle: Annotated[
         bool | None,
         typer.Option(
@@ -58,22 +42,22 @@ def train(
             show_default=False,
         ),
     ] = None,
-    optimizer: OptimizerName = "sgd",
-    momentum: Momentum = 0.0,
-    weight_decay: WeightDecay = 0.0,
-    optimizer_option: OptimizerOption = None,
-    engine: Engine = "auto",
-    seed: Seed = 0,
-    test_fraction: TestFraction = 0.2,
-    benchmark: Benchmark = True,
-    out: Folder = None,
+    optimizer: options.OptimizerName = "sgd",
+    momentum: options.Momentum = 0.0,
+    weight_decay: options.WeightDecay = 0.0,
+    optimizer_option: options.OptimizerOption = None,
+    engine: options.Engine = "auto",
+    seed: options.Seed = 0,
+    test_fraction: options.TestFraction = 0.2,
+    benchmark: options.Benchmark = True,
+    out: options.Folder = None,
 ) -> None:
     """Train a linear model on standardised features, judge it on held-out rows and save it.
 
     Writes model.pt (takes features in their own units), losses.csv and loss.png. A table that is streamed is read once,
     with --batch-size once more in every epoch; its mean absolute error would take another pass and is left out.
     """
-    options = {"lr": lr} | training_options(
+    chosen = {"lr": lr} | options.training_options(
         "train",
         epochs=epochs,
         batch_size=batch_size,
@@ -82,7 +66,7 @@ def train(
         weight_decay=weight_decay,
         optimizer_option=optimizer_option,
     )
-    arguments = {**options, "shuffle": shuffle, "engine": engine, "seed": seed}
+    arguments = {**chosen, "shuffle": shuffle, "engine": engine, "seed": seed}
     folder = run_folder("train", out)
     rows = open_rows(data, target or None, feature or None, stream=stream, seed=seed)
     problem = make_problem(
@@ -95,7 +79,7 @@ def train(
         check=lambda table: _check(table, arguments),
     )
     linear = initial_linear(len(problem.feature_names), len(problem.target_names), seed=seed)
-    settings = {"data": problem.name, "rows": problem.rows, "test_fraction": test_fraction, "seed": seed, **options}
+    settings = {"data": problem.name, "rows": problem.rows, "test_fraction": test_fraction, "seed": seed, **chosen}
 
     def save(**more: Any) -> Path:
         return save_model(
@@ -165,22 +149,18 @@ def _fitted(linear: nn.Linear, problem: Problem, arguments: dict[str, Any], save
 
 def _plain_cost(problem: Problem, result: FitResult, arguments: dict[str, Any]) -> str | None:
     """Say what the run would have taken in plain PyTorch, where that can be told."""
-    options = dict(arguments)
-    epochs, batch_size = options["epochs"], options["batch_size"]
+    epochs, batch_size = arguments["epochs"], arguments["batch_size"]
     if problem.pass_seconds is not None:
         return None if batch_size is not None else of_passes(problem.pass_seconds, epochs, "this run")
     if problem.y is None or result.engine == "reference":
         return None
-    named = (options[name] for name in ("optimizer", "momentum", "weight_decay", "optimizer_options"))
+    shared = {name: arguments[name] for name in ("epochs", "batch_size", "shuffle", "seed")}
+    named = (arguments[name] for name in ("optimizer", "momentum", "weight_decay", "optimizer_options"))
     plain = time_plain_loop(
-        initial_linear(len(problem.feature_names), len(problem.target_names), seed=options["seed"]),
-        problem.X,
-        problem.y,
-        validation=problem.validation,
-        optimizer=parse_optimizer("fit", *named),
-        batch_size=batch_size,
-        shuffle=options["shuffle"],
-        seed=options["seed"],
+        MemoryRows(problem.X, problem.y, problem.validation),
+        TrainingOptions(**shared),
+        initial_linear(len(problem.feature_names), len(problem.target_names), seed=arguments["seed"]),
+        parse_optimizer("fit", *named),
         most_epochs=epochs,
     )
     return against_plain(result.seconds, plain.seconds_per_epoch, plain.epochs, epochs)

@@ -13,25 +13,7 @@ import typer
 
 from ..data.table import Table
 from ..statistics import LinearStatistics
-from . import plots
-from .options import (
-    BatchSize,
-    Benchmark,
-    Data,
-    Engine,
-    Epochs,
-    Feature,
-    Folder,
-    Momentum,
-    OptimizerName,
-    OptimizerOption,
-    Seed,
-    Stream,
-    Target,
-    TestFraction,
-    WeightDecay,
-    training_options,
-)
+from . import options, plots
 from .parse import make_pruner, search_space
 from .problem import make_problem, open_rows
 from .report import cost_of_study, show_study, state_of, write_trials
@@ -44,10 +26,10 @@ __all__ = ["tune"]
 
 
 def tune(
-    data: Data = "diabetes",
-    target: Target = None,
-    feature: Feature = None,
-    stream: Stream = None,
+    data: options.Data = "diabetes",
+    target: options.Target = None,
+    feature: options.Feature = None,
+    stream: options.Stream = None,
     trials: Annotated[int, typer.Option(help="Finished trials wanted, those of an earlier run included.")] = 20,
     lr_low: Annotated[float, typer.Option(help="Lowest learning rate.")] = 1e-4,
     lr_high: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-1,
@@ -65,24 +47,24 @@ def tune(
     trials_per_batch: Annotated[
         int | None, typer.Option(help="Trials trained together. Default: what suits the sampler.")
     ] = None,
-    epochs: Epochs = 100,
-    batch_size: BatchSize = None,
-    optimizer: OptimizerName = "sgd",
-    momentum: Momentum = 0.0,
-    weight_decay: WeightDecay = 0.0,
-    optimizer_option: OptimizerOption = None,
-    engine: Engine = "auto",
-    seed: Seed = 0,
-    test_fraction: TestFraction = 0.2,
+    epochs: options.Epochs = 100,
+    batch_size: options.BatchSize = None,
+    optimizer: options.OptimizerName = "sgd",
+    momentum: options.Momentum = 0.0,
+    weight_decay: options.WeightDecay = 0.0,
+    optimizer_option: options.OptimizerOption = None,
+    engine: options.Engine = "auto",
+    seed: options.Seed = 0,
+    test_fraction: options.TestFraction = 0.2,
     validation_fraction: Annotated[
         float, typer.Option(help="Share of the remaining rows that judge a trial; 0 to judge by the training loss.")
     ] = 0.2,
-    benchmark: Benchmark = True,
+    benchmark: options.Benchmark = True,
     storage: Annotated[
         str | None, typer.Option(help="Optuna storage URL. Default: study.db (SQLite) in the run folder.")
     ] = None,
     study_name: Annotated[str, typer.Option(help="Name of the study in the storage.")] = "torchintro",
-    out: Folder = None,
+    out: options.Folder = None,
 ) -> None:
     """Search the learning rate, and with --search more, with Optuna; with the same --out it goes on where it stopped.
 
@@ -94,7 +76,7 @@ def tune(
     space = search_space(search or [])
     from ..tuning import tune as tuning  # Optuna takes a second to import
 
-    options: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "n_trials": trials,
         "lr": (lr_low, lr_high),
         "search_space": space or None,
@@ -102,7 +84,7 @@ def tune(
         "trials_per_batch": trials_per_batch,
         "seed": seed,
         "engine": engine,
-    } | training_options(
+    } | options.training_options(
         "tune",
         epochs=epochs,
         batch_size=batch_size,
@@ -121,7 +103,7 @@ def tune(
         purpose="to judge by",
         mini_batches=batch_size is not None or "batch_size" in space,
         folder=folder,
-        check=lambda table: _check(table, options),
+        check=lambda table: _check(table, arguments),
     )
     url = storage or f"sqlite:///{urllib.parse.quote(str(folder / 'study.db'))}"
     kept = f"; the finished trials are kept in {url}, the same command with --out {folder} goes on from there"
@@ -137,7 +119,7 @@ def tune(
                 study_name=study_name,
                 benchmark=benchmark,
                 progress=count,
-                **options,
+                **arguments,
             )
         seconds = time.perf_counter() - start
         judged_by = "training loss" if problem.validation is None else "validation loss"
@@ -153,13 +135,13 @@ def tune(
         raise ArithmeticError("tune: every learning rate diverged: lower --lr-low and --lr-high")
 
 
-def _check(table: Table, options: dict[str, Any]) -> None:
+def _check(table: Table, arguments: dict[str, Any]) -> None:
     """Raise the error of what ``tune`` would refuse, before a pass that may take hours: by a study of one trial."""
     from ..tuning.tune import tune
 
     sizes = (table.in_features, table.out_features)
-    batch_size, space = options["batch_size"], options["search_space"] or {}
-    once = options | {"n_trials": min(options["n_trials"], 1), "epochs": min(options["epochs"], 1)}
+    batch_size, space = arguments["batch_size"], arguments["search_space"] or {}
+    once = arguments | {"n_trials": min(arguments["n_trials"], 1), "epochs": min(arguments["epochs"], 1)}
     if isinstance(batch_size, int) and batch_size > 1:
         once["batch_size"] = 1
     X, y = (torch.zeros(2, size, dtype=table.dtype) for size in sizes)

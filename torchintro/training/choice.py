@@ -9,11 +9,10 @@ import torch
 
 from .loop import LOSS_FUNCTIONS
 from .optimizers import Optimizer
-from .rows import Rows, StatisticsRows, TableRows, processes
+from .options import TrainingOptions
+from .row_kinds import Rows, processes
 
-__all__ = ["ENGINES", "Choice", "choose", "seconds"]
-
-ENGINES = ("auto", "fused", "statistics", *LOSS_FUNCTIONS)
+__all__ = ["Choice", "choose", "seconds"]
 
 # What `choose` reckons with: two cores of an Intel Xeon with AVX-512. It only has to be right where the engines are far
 # apart, and a factor of two does not matter where they are near.
@@ -43,23 +42,23 @@ class Choice:
     reason: str
 
 
-def choose(rows: Rows, *, engine: str, optimizers: Sequence[Optimizer], batch_size: int | None, epochs: int) -> Choice:
+def choose(rows: Rows, options: TrainingOptions, optimizers: Sequence[Optimizer]) -> Choice:
     """Decide which engine trains.
 
     Args:
         rows: What to train on.
-        engine: What was asked for, one of :data:`ENGINES`.
+        options: How.
         optimizers: One a model.
-        batch_size: Rows of a step, None for all.
-        epochs: Passes over the rows.
 
     Raises:
         ValueError: The engine that was asked for cannot do it, or none can.
     """
-    if isinstance(rows, StatisticsRows):
-        return _of_statistics(rows, engine, optimizers, batch_size)
-    streamed = isinstance(rows, TableRows)
-    full = batch_size is None or ((known := rows.count) is not None and batch_size >= known)
+    if not rows.has_rows:
+        return _of_statistics(rows, options, optimizers)
+    engine, batch_size = options.engine, options.batch_size
+    streamed, full = rows.in_memory is None, rows.is_full_batch(batch_size)
+    if streamed and options.shuffle and batch_size is not None:
+        raise ValueError(f"{rows.function}: shuffle must not be True for a table, whose rows are read in their order")
     unknown = _why_not_operators(rows.dtype, optimizers)
     why_not = {
         "fused": unknown or ("a table has no full batch in memory" if streamed and full else ""),
@@ -98,7 +97,7 @@ def choose(rows: Rows, *, engine: str, optimizers: Sequence[Optimizer], batch_si
     models = len(optimizers)
     if full and rows.in_features <= _MOST_FEATURES:
         once, again, epoch = seconds(rows, count, models)
-        if once + again * epochs < epoch * epochs:
+        if once + again * options.epochs < epoch * options.epochs:
             return Choice("statistics", "full batch: one pass over the rows serves all epochs")
     if many_outputs and models == 1:
         return Choice("autograd", "products of matrices, with so many targets")
@@ -111,13 +110,12 @@ def _of(rows: Rows) -> str:
     return "" if rows.count is None else f" of {rows.count} rows"
 
 
-def _of_statistics(
-    rows: StatisticsRows, engine: str, optimizers: Sequence[Optimizer], batch_size: int | None
-) -> Choice:
-    if batch_size is not None:
+def _of_statistics(rows: Rows, options: TrainingOptions, optimizers: Sequence[Optimizer]) -> Choice:
+    engine = options.engine
+    if options.batch_size is not None:
         raise ValueError(
             f"{rows.function}: batch_size must be None with LinearStatistics, which have no rows to cut, "
-            f"but got {batch_size}"
+            f"but got {options.batch_size}"
         )
     if engine not in ("auto", "statistics"):
         raise ValueError(

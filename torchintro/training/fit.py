@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +16,11 @@ from .. import _checks
 from .._typing import ArrayLike, EpochProgress
 from ..data.table import Table
 from ..statistics import LinearStatistics
-from .choice import ENGINES, Choice
+from .listener import listener_of
 from .optimizers import parse_optimizer
-from .rows import MemoryRows, Rows, StatisticsRows, TableRows
-from .train import Report, Wanted, train_models
-
-if TYPE_CHECKING:
-    from typing import TypeGuard
+from .options import check_options, learning_rates
+from .rows import as_rows
+from .train import train_models
 
 __all__ = ["DivergedError", "FitResult", "fit"]
 
@@ -130,13 +127,14 @@ def fit(
         momentum: The optimizer's argument; an error where the optimizer has none.
         weight_decay: The optimizer's argument, zero by default whatever the optimizer's own default.
         optimizer_options: Further keyword arguments of the optimizer, such as ``{"nesterov": True}``.
-        validation: ``(X_val, y_val)``: their loss is computed after each epoch. With a table also another table, or the
-            share of the rows to hold out, chosen by ``seed``. With a table or statistics those of the rows held out.
+        validation: ``(X_val, y_val)``: their loss is computed after each epoch. Or the share of the rows to hold out,
+            chosen by ``seed``. With a table also another table; with a table or statistics those of the rows held out.
         engine: ``"statistics"``, one pass over the rows for all epochs (full batch; sgd, adam and adamw; float32 and
             float64); ``"fused"``, all epochs in one operator (likewise, and mini-batches); ``"autograd"``, the fused
             loss in a PyTorch loop (everything else too); ``"reference"``, the same loop in plain PyTorch; ``"auto"``,
             the one that suits, which the result names, with the reason.
-        seed: Seed of the permutations; None draws them from PyTorch's global random state.
+        seed: Seed of the permutations and of the rows held out; None draws both from PyTorch's global random state, but
+            for the rows of a table, where it is 0.
         checkpoint: With a table, a file from which the pass that gathers its statistics goes on after an interruption,
             as for :meth:`torchintro.Table.statistics`. Where ``torch.distributed`` is initialised every process has its
             own, with its rank behind the name.
@@ -160,38 +158,18 @@ def fit(
         3.0
     """
     _check_model(model)
-    epochs = _checks.positive_integer("fit", "epochs", epochs)
-    rates = learning_rates("fit", lr, epochs)
+    options = check_options("fit", epochs=epochs, batch_size=batch_size, shuffle=shuffle, engine=engine, seed=seed)
+    rates = learning_rates("fit", lr, options.epochs)
     if max(rates) > torch.finfo(model.weight.dtype).max:
         dtype = str(model.weight.dtype).removeprefix("torch.")
         raise ValueError(f"fit: lr must be within the model's {dtype}, but got {max(rates):g}")
-    if batch_size is not None:
-        batch_size = _checks.positive_integer("fit", "batch_size", batch_size)
-    if shuffle is not None:
-        _checks.boolean("fit", "shuffle", shuffle)
-    if seed is not None:
-        seed = _checks.integer("fit", "seed", seed)
-    _checks.one_of("fit", "engine", engine, ENGINES)
     chosen = parse_optimizer("fit", optimizer, momentum, weight_decay, optimizer_options)
-    chosen.check("fit", [parameter for parameter in model.parameters() if parameter.requires_grad], rates[0])
-    begin, report, wanted = _reporter(progress, epochs)
-    rows = _check_rows(model, X, y, validation, batch_size, shuffle, seed, checkpoint, progress is True)
+    chosen.check([parameter for parameter in model.parameters() if parameter.requires_grad], rates[0])
+    listener = listener_of("fit", progress, options.epochs)
+    shown = progress is True
+    rows = as_rows("fit", X, y, validation, like=model, seed=options.seed, checkpoint=checkpoint, progress=shown)
     start = time.perf_counter()
-    trained = train_models(
-        rows,
-        initial=model,
-        lr=[rates],
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizers=[chosen],
-        shuffle=not isinstance(rows, TableRows) if shuffle is None else shuffle,
-        seed=seed,
-        engine=engine,
-        begin=begin,
-        report=report,
-        wanted=wanted,
-        into=model,
-    )
+    trained = train_models(rows, options, model, lr=[rates], optimizers=[chosen], listener=listener, into=model)
     losses = trained.losses[:, 0]
     failure = trained.failures[0]
     if failure is not None:
@@ -202,20 +180,9 @@ def fit(
         validation_losses=None if trained.validation_losses is None else trained.validation_losses[:, 0],
         engine=trained.engine,
         reason=trained.reason,
-        epochs=epochs,
+        epochs=options.epochs,
         seconds=time.perf_counter() - start,
     )
-
-
-def learning_rates(function: str, lr: object, epochs: int) -> list[float]:
-    """Return the learning rate of each epoch: ``lr`` is one for all, or a sequence of as many."""
-    if isinstance(lr, Tensor) and lr.dim() > 0:
-        lr = lr.tolist()
-    if not isinstance(lr, (list, tuple)):
-        return [_checks.positive(function, "lr", lr.item() if isinstance(lr, Tensor) else lr)] * epochs
-    if len(lr) != epochs:
-        raise ValueError(f"{function}: lr must be one number or one for each of {epochs} epochs, but got {len(lr)}")
-    return [_checks.positive(function, f"lr[{epoch}]", rate) for epoch, rate in enumerate(lr)]
 
 
 def _check_model(model: object) -> None:
@@ -228,193 +195,3 @@ def _check_model(model: object) -> None:
         raise ValueError("fit: model must have a parameter that requires a gradient, but all are frozen")
     for name, parameter in model.named_parameters():
         _checks.check_finite("fit", f"model.{name}", parameter.detach())
-
-
-def _check_rows(
-    model: nn.Linear,
-    X: object,
-    y: object,
-    validation: object,
-    batch_size: int | None,
-    shuffle: bool | None,
-    seed: int | None,
-    checkpoint: str | Path | None,
-    progress: bool,
-) -> Rows:
-    def checked(X: object, y: object, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
-        return _checks.regression_data(
-            "fit",
-            X,
-            y,
-            in_features=model.in_features,
-            out_features=model.out_features,
-            dtype=model.weight.dtype,
-            device=model.weight.device,
-            names=names,
-            finite=False,
-        )
-
-    if is_table(X):
-        sizes = (X.in_features, X.out_features)
-        if sizes != (model.in_features, model.out_features):
-            raise ValueError(
-                f"fit: X must be a table of {model.in_features} features and {model.out_features} targets, as the "
-                f"model has, but has {sizes[0]} and {sizes[1]}"
-            )
-        if shuffle and batch_size is not None:
-            raise ValueError("fit: shuffle must not be True for a table, whose rows are read in their order")
-        return table_rows(
-            "fit",
-            X,
-            y,
-            validation,
-            lambda pair: checked(*pair, ("validation[0]", "validation[1]")),
-            dtype=model.weight.dtype,
-            device=model.weight.device,
-            seed=seed,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
-    check_no_checkpoint("fit", checkpoint)
-    if isinstance(X, LinearStatistics):
-        sizes = (model.in_features, model.out_features)
-        if (X.in_features, X.out_features) != sizes:
-            raise ValueError(
-                f"fit: X must be statistics of {sizes[0]} features and {sizes[1]} targets, as the model has, but has "
-                f"{X.in_features} and {X.out_features}"
-            )
-        return statistics_rows("fit", X, y, validation, dtype=model.weight.dtype, device=model.weight.device)
-    check_in_memory("fit", X, y)
-    train = checked(X, y, ("X", "y"))
-    if validation is None:
-        return MemoryRows(*train)
-    X_validation, y_validation = validation_pair("fit", validation)
-    return MemoryRows(*train, checked(X_validation, y_validation, ("validation[0]", "validation[1]")))
-
-
-def check_in_memory(function: str, X: object, y: object) -> None:
-    """Raise a TypeError that says what to do if ``X`` is the path of a table, or ``y`` is missing."""
-    if isinstance(X, (str, os.PathLike)):
-        raise TypeError(f"{function}: X must be a tensor, an array or a table, but got a path: open it by open_table")
-    if y is None:
-        raise TypeError(
-            f"{function}: y must be a tensor or a NumPy array, but got None, which only goes with a table or statistics"
-        )
-
-
-def check_no_checkpoint(function: str, checkpoint: object) -> None:
-    """Raise a TypeError for a checkpoint without a table."""
-    if checkpoint is not None:
-        raise TypeError(f"{function}: checkpoint only goes with a table that is streamed, but got {checkpoint!r}")
-
-
-def is_table(value: object) -> TypeGuard[Table]:
-    """Say whether a value is a table that is streamed; without importing what only those need."""
-    return isinstance(value, Table)
-
-
-def table_rows(
-    function: str,
-    table: Table,
-    y: object,
-    validation: object,
-    check_pair: Callable[[tuple[object, object]], tuple[Tensor, Tensor]],
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    seed: int | None,
-    checkpoint: str | Path | None,
-    progress: bool,
-) -> TableRows:
-    """Check what goes with a table; return its rows."""
-    if y is not None:
-        raise TypeError(
-            f"{function}: y must be None with a table, which has its own targets, but got {type(y).__name__}"
-        )
-    if is_table(validation) or isinstance(validation, LinearStatistics):
-        kind = "statistics" if isinstance(validation, LinearStatistics) else "a table"
-        sizes = (validation.in_features, validation.out_features)
-        if sizes != (table.in_features, table.out_features):
-            raise ValueError(
-                f"{function}: validation must be {kind} of {table.in_features} features and {table.out_features} "
-                f"targets, as X has, but has {sizes[0]} and {sizes[1]}"
-            )
-        if isinstance(validation, LinearStatistics) and validation.count.item() == 0:
-            raise ValueError(f"{function}: validation must have at least one row of positive weight, but has none")
-    elif isinstance(validation, (int, float)):
-        validation = _checks.fraction(function, "validation", validation)
-    elif validation is not None:
-        validation = check_pair(validation_pair(function, validation))
-    return TableRows(
-        table,
-        validation,
-        function=function,
-        dtype=dtype,
-        device=device,
-        seed=seed,
-        progress=progress,
-        checkpoint=checkpoint,
-    )
-
-
-def statistics_rows(
-    function: str,
-    statistics: LinearStatistics,
-    y: object,
-    validation: object,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> StatisticsRows:
-    """Check what goes with statistics; return them as rows."""
-    if y is not None:
-        raise TypeError(
-            f"{function}: y must be None with LinearStatistics, which have their own targets, but got "
-            f"{type(y).__name__}"
-        )
-    if validation is not None:
-        if not isinstance(validation, LinearStatistics):
-            raise TypeError(
-                f"{function}: validation must be LinearStatistics or None, as X is, but got {type(validation).__name__}"
-            )
-        sizes = (validation.in_features, validation.out_features)
-        if sizes != (statistics.in_features, statistics.out_features):
-            raise ValueError(
-                f"{function}: validation must be of {statistics.in_features} features and {statistics.out_features} "
-                f"targets, as X is, but is of {sizes[0]} and {sizes[1]}"
-            )
-    return StatisticsRows(statistics, validation, function=function, dtype=dtype, device=device)
-
-
-def validation_pair(function: str, validation: object) -> tuple[object, object]:
-    """Return the two members of ``validation``, which must be a pair ``(X_val, y_val)``."""
-    if not isinstance(validation, (tuple, list)) or len(validation) != 2:
-        got = f"{len(validation)} elements" if isinstance(validation, (tuple, list)) else type(validation).__name__
-        raise TypeError(f"{function}: validation must be a pair (X_val, y_val), but got {got}")
-    return validation[0], validation[1]
-
-
-def _reporter(progress: object, epochs: int) -> tuple[Callable[[Choice], None] | None, Report | None, Wanted | None]:
-    """Return what is to be done before the first epoch, after an epoch, and for how many epochs there is nothing."""
-    if callable(progress):
-        announce = getattr(progress, "begin", None)
-        report_one: Report = lambda epoch, losses: progress(epoch, losses.item())  # noqa: E731
-        if announce is None:
-            return None, report_one, lambda done: 1
-        return lambda choice: announce(choice.engine, choice.reason), report_one, None
-    if not isinstance(progress, bool):
-        raise TypeError(f"fit: progress must be True, False or a callable, but got {progress!r}")
-    if not progress:
-        return None, None, None
-
-    def is_shown(epoch: int) -> bool:
-        return epoch * 10 // epochs > (epoch - 1) * 10 // epochs
-
-    def report(epoch: int, losses: Tensor) -> None:
-        if is_shown(epoch):
-            print(f"Epoch [{epoch}/{epochs}], Loss: {losses.item():.4f}")
-
-    def begin(choice: Choice) -> None:
-        print(f"Engine: {choice.engine} ({choice.reason})")
-
-    return begin, report, lambda done: next(epoch for epoch in range(done + 1, epochs + 1) if is_shown(epoch)) - done

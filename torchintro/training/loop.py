@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, reference
+from .optimizers import Optimizer
 
-__all__ = ["LOSS_FUNCTIONS", "Loop", "NonFiniteLossError", "batches"]
+__all__ = ["LOSS_FUNCTIONS", "Loop", "NonFiniteLossError"]
 
 LOSS_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "autograd": functional.linear_mse_loss,
@@ -31,10 +32,10 @@ class NonFiniteLossError(Exception):
 class Loop:
     """The PyTorch loop of one model: its optimizer and a copy of the parameters of the last finite loss."""
 
-    def __init__(self, model: nn.Linear, optimizer: torch.optim.Optimizer, engine: str) -> None:
+    def __init__(self, model: nn.Linear, optimizer: Optimizer, lr: float, engine: str) -> None:
         self.model = model
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = optimizer
+        self.optimizer = optimizer.make(self.parameters, lr)
         self.loss_function = LOSS_FUNCTIONS[engine]
         self.saved = [torch.empty_like(parameter, requires_grad=False) for parameter in self.parameters]
         self.saved_is_whole = False
@@ -64,11 +65,14 @@ class Loop:
 
         def closure() -> Tensor:
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(X, y)
+            loss = self.loss_function(X, self.model.weight, y, linear_bias=self.model.bias)
             loss.backward()  # type: ignore[no-untyped-call]
             # An optimizer such as LBFGS calls this several times a step; only the first is at a settled point.
             if not first_loss:
-                first_loss.append(_finite(loss))
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise NonFiniteLossError(value, "loss")
+                first_loss.append(value)
                 self.save()
             return loss
 
@@ -76,14 +80,10 @@ class Loop:
         self.optimizer.step(closure)  # type: ignore[arg-type]
         return first_loss[0]
 
-    def loss(self, X: Tensor, y: Tensor) -> Tensor:
-        """Return the loss at the parameters of the moment."""
-        return self.loss_function(X, self.model.weight, y, linear_bias=self.model.bias)
-
-    def validate(self, X: Tensor, y: Tensor) -> float:
-        """Return the loss of rows held out."""
-        with torch.no_grad():
-            return _finite(self.loss(X, y), "validation loss")
+    def detached(self) -> tuple[Tensor, Tensor | None]:
+        """Return the weight and the bias of the moment outside any graph."""
+        bias = self.model.bias
+        return self.model.weight.detach(), None if bias is None else bias.detach()
 
     def is_finite(self) -> bool:
         """Say whether the parameters are finite: they may not be since the last update, which no loss has seen."""
@@ -113,24 +113,3 @@ class Loop:
             raise
         finally:
             self.optimizer.zero_grad(set_to_none=True)
-
-
-def _finite(loss: Tensor, kind: str = "loss") -> float:
-    value = loss.item()
-    if not math.isfinite(value):
-        raise NonFiniteLossError(value, kind)
-    return value
-
-
-def batches(
-    X: Tensor, y: Tensor, batch_size: int | None, shuffle: bool, generator: torch.Generator | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut the rows into mini-batches, from a random permutation or as they are."""
-    if batch_size is None or batch_size >= X.shape[0]:
-        yield X, y
-    elif shuffle:
-        order = torch.randperm(X.shape[0], generator=generator).to(X.device)
-        for rows in torch.split(order, batch_size):
-            yield X.index_select(0, rows), y.index_select(0, rows)
-    else:
-        yield from zip(torch.split(X, batch_size), torch.split(y, batch_size), strict=True)

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import functional
 from .choice import seconds
 from .optimizers import Rule
-from .rows import MemoryRows, Rows, TableRows
+from .options import TrainingOptions
+from .row_kinds import MemoryRows, Rows
 
-__all__ = ["FusedRun", "OperatorRun", "StatisticsRun", "TableRun"]
+__all__ = ["FusedRun", "OperatorRun", "StatisticsRun", "StreamedRun"]
 
 
 class OperatorRun(abc.ABC):
@@ -73,20 +75,11 @@ class OperatorRun(abc.ABC):
 class FusedRun(OperatorRun):
     """Rows in memory, all of an epoch in one call."""
 
-    def __init__(
-        self,
-        rows: MemoryRows,
-        initial: nn.Linear,
-        rules: Sequence[Rule],
-        *,
-        batch_size: int | None,
-        shuffle: bool,
-        generator: torch.Generator | None,
-    ) -> None:
+    def __init__(self, rows: MemoryRows, initial: nn.Linear, rules: Sequence[Rule], options: TrainingOptions) -> None:
         super().__init__(initial, rules, dtype=rows.dtype)
         self.rows = rows
-        self.batch_size = rows.count if batch_size is None else min(batch_size, rows.count)
-        self.shuffle, self.generator = shuffle, generator
+        self.batch_size = min(options.batch_size or rows.count, rows.count)
+        self.shuffle, self.generator = options.shuffle is not False, options.generator()
         self.steps_an_epoch = -(-rows.count // self.batch_size)
         self.seconds_an_epoch = seconds(rows, rows.count, len(rules))[2]
 
@@ -126,10 +119,10 @@ class StatisticsRun(OperatorRun):
         return losses
 
 
-class TableRun(OperatorRun):
-    """Mini-batches of a table, in its order; it is read once an epoch."""
+class StreamedRun(OperatorRun):
+    """Mini-batches of rows that are read once an epoch, in their order."""
 
-    def __init__(self, rows: TableRows, initial: nn.Linear, rules: Sequence[Rule], *, batch_size: int) -> None:
+    def __init__(self, rows: Rows, initial: nn.Linear, rules: Sequence[Rule], batch_size: int) -> None:
         super().__init__(initial, rules, dtype=rows.dtype)
         self.rows, self.batch_size = rows, batch_size
         self.steps_an_epoch = 0  # counted as they are made
@@ -159,7 +152,7 @@ class TableRun(OperatorRun):
             losses[epoch] = torch.where(running, losses[epoch] / count, math.nan)
             for k in (self.stopped < 0).nonzero().flatten().tolist() if self.rows.has_validation else ():
                 bias = None if self.bias is None else self.bias[k]
-                held_out[epoch, k] = self.rows.validation_loss(self.weight[k], bias)
+                held_out[epoch, k] = self.rows.validation_loss(functional.linear_mse_loss, self.weight[k], bias)
                 if not held_out[epoch, k] <= torch.finfo(self.rows.dtype).max:
                     self.put_back(k)
                     self.stopped[k] = self.epoch + epoch

@@ -47,12 +47,14 @@ class Optimizer:
     Attributes:
         class_name: Such as ``"SGD"``.
         arguments: Keyword arguments of the class.
+        function: Whose argument it is, for its sentences.
     """
 
     class_name: str
     arguments: Mapping[str, Any]
+    function: str = "fit"
 
-    def make(self, function: str, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    def make(self, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """Return the optimizer of some parameters.
 
         Raises:
@@ -63,14 +65,14 @@ class Optimizer:
             return make(parameters, lr=lr, **self.arguments)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"{function}: optimizer {self.class_name} refused this model or its options: {error}"
+                f"{self.function}: optimizer {self.class_name} refused this model or its options: {error}"
             ) from error
 
-    def check(self, function: str, parameters: Sequence[nn.Parameter], lr: float) -> None:
+    def check(self, parameters: Sequence[nn.Parameter], lr: float) -> None:
         """Raise the ValueError that :meth:`make` would."""
         # Making one takes longer than a small training run, and these two are checked already.
         if self.class_name != "SGD" or not self.arguments.keys() <= {"momentum", "weight_decay"}:
-            self.make(function, parameters, lr)
+            self.make(parameters, lr)
 
     def rule(self) -> Rule | None:
         """Return what the training-loop operators make of it, or None if it is none of theirs."""
@@ -153,4 +155,4 @@ def parse_optimizer(function: str, name: object, momentum: object, weight_decay:
             raise ValueError(
                 f"{function}: {key} must be 0 for {class_name}, which has no such argument, but got {value!r}"
             )
-    return Optimizer(class_name, arguments)
+    return Optimizer(class_name, arguments, function)

@@ -5,28 +5,24 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from .choice import Choice, choose
+from .choice import choose
+from .listener import Listener
 from .loop import LOSS_FUNCTIONS, Loop, NonFiniteLossError
-from .operators import FusedRun, OperatorRun, StatisticsRun, TableRun
+from .operators import FusedRun, OperatorRun, StatisticsRun, StreamedRun
 from .optimizers import Optimizer
-from .rows import MemoryRows, Rows, TableRows
+from .options import TrainingOptions
+from .row_kinds import Rows
 
-__all__ = ["Failure", "Report", "Trained", "Wanted", "train_models"]
+__all__ = ["Failure", "Trained", "train_models"]
 
 # Seconds that one call of an operator may take: how long Ctrl-C waits.
 _CALL_SECONDS = 0.25
-
-# Called after an epoch, counted from 1, with the models' losses (K,).
-Report: TypeAlias = "Callable[[int, Tensor], None]"
-# From the number of epochs done, how many more until somebody wants to hear of one.
-Wanted: TypeAlias = "Callable[[int], int]"
 
 
 @dataclass(frozen=True)
@@ -72,25 +68,18 @@ class Trained:
 
 
 def _make_run(
-    choice: Choice,
-    rows: Rows,
-    initial: nn.Linear,
-    optimizers: Sequence[Optimizer],
-    batch_size: int | None,
-    shuffle: bool,
-    generator: torch.Generator | None,
+    engine: str, rows: Rows, options: TrainingOptions, initial: nn.Linear, optimizers: Sequence[Optimizer]
 ) -> OperatorRun:
     rules = [rule for rule in (optimizer.rule() for optimizer in optimizers) if rule is not None]
-    if choice.engine == "statistics":
+    if engine == "statistics":
         return StatisticsRun(rows, initial, rules)
-    if isinstance(rows, TableRows):
-        assert batch_size is not None
-        return TableRun(rows, initial, rules, batch_size=batch_size)
-    assert isinstance(rows, MemoryRows)
-    return FusedRun(rows, initial, rules, batch_size=batch_size, shuffle=shuffle, generator=generator)
+    if rows.in_memory is not None:
+        return FusedRun(rows.in_memory, initial, rules, options)
+    assert options.batch_size is not None  # which choose says
+    return StreamedRun(rows, initial, rules, options.batch_size)
 
 
-def _drive(run: OperatorRun, rows: Rows, lr: Tensor, report: Report | None, wanted: Wanted | None) -> Trained:
+def _drive(run: OperatorRun, rows: Rows, lr: Tensor, listener: Listener | None) -> Trained:
     """Run all epochs, a part at a call; the results are those of one call to the bit."""
     epochs, models = lr.shape
     start = time.perf_counter()
@@ -99,7 +88,8 @@ def _drive(run: OperatorRun, rows: Rows, lr: Tensor, report: Report | None, want
     size = max(1, int(_CALL_SECONDS / max(run.seconds_an_epoch, 1e-9)))
     while run.epoch < epochs:
         first = run.epoch
-        count = min(size, epochs - first, epochs if wanted is None else wanted(first))
+        patience = None if listener is None else listener.patience(first)
+        count = min(size, epochs - first, patience or epochs)
         began = time.perf_counter()
         some, of_held_out = run.advance(lr if count == epochs else lr[first : first + count])
         size = max(1, int(count * min(2.0, _CALL_SECONDS / max(time.perf_counter() - began, 1e-9))))
@@ -116,11 +106,11 @@ def _drive(run: OperatorRun, rows: Rows, lr: Tensor, report: Report | None, want
             except ValueError:
                 run.start_again()
                 raise
-        if report is not None:
+        if listener is not None:
             # An epoch in which all models failed has no loss to report.
             last = max(stops) if stopped else first + count
             for epoch in range(first, min(first + count, last)):
-                report(epoch + 1, some[epoch - first])
+                listener.epoch(epoch + 1, some[epoch - first])
         if stopped:
             break
     every = torch.cat(losses) if len(losses) > 1 else losses[0]
@@ -168,35 +158,23 @@ def _failures(run: OperatorRun, rows: Rows, losses: Tensor, validation_losses: T
 
 def train_models(
     rows: Rows,
-    *,
+    options: TrainingOptions,
     initial: nn.Linear,
+    *,
     lr: Sequence[float] | Sequence[Sequence[float]],
-    epochs: int,
-    batch_size: int | None,
     optimizers: Sequence[Optimizer],
-    shuffle: bool = True,
-    seed: int | None = None,
-    engine: str = "auto",
-    begin: Callable[[Choice], None] | None = None,
-    report: Report | None = None,
-    wanted: Wanted | None = None,
+    listener: Listener | None = None,
     into: nn.Linear | None = None,
 ) -> Trained:
     """Train K models that begin with the same parameters, each batch of rows read once for all of them.
 
     Args:
         rows: What to train on.
+        options: How.
         initial: The parameters that all begin with, and which of them are trained; stays as it is.
         lr: One learning rate a model, or one a model and epoch.
-        epochs: Passes over the rows.
-        batch_size: Rows of a step, None for all.
         optimizers: One a model, all of one class.
-        shuffle: Whether mini-batches are cut from a permutation drawn each epoch, or from the rows as they are.
-        seed: Seed of the permutations; None draws them from PyTorch's global random state.
-        engine: One of :data:`ENGINES`.
-        begin: Called with the choice before the first epoch.
-        report: Called with the epoch, counted from 1, and the losses ``(K,)``.
-        wanted: How many epochs may pass until ``report`` is called again; None if it can wait.
+        listener: Hears of the engine and of the epochs.
         into: A layer that is given the parameters of the only model, whatever ends the run.
 
     Returns:
@@ -205,30 +183,21 @@ def train_models(
     Raises:
         ValueError: The engine that was asked for cannot do it, or the rows are not finite.
     """
-    choice = choose(rows, engine=engine, optimizers=optimizers, batch_size=batch_size, epochs=epochs)
-    if begin is not None:
-        begin(choice)
-    table = _table(lr, epochs)
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    choice = choose(rows, options, optimizers)
+    if listener is not None:
+        listener.begin(choice)
+    table = _table(lr, options.epochs)
     if choice.engine in LOSS_FUNCTIONS:
         rows.check_finite()
-        trained = _loop_through(
-            rows,
-            initial,
-            table.t().tolist(),
-            epochs,
-            batch_size,
-            optimizers,
-            shuffle,
-            seed,
-            choice.engine,
-            report,
-            into,
+        loops = (
+            Loop(copy.deepcopy(initial) if into is None else into, optimizer, float(rate), choice.engine)
+            for optimizer, rate in zip(optimizers, table[0], strict=True)
         )
+        trained = _loop_through(rows, options, loops, table, listener)
     else:
-        run = _make_run(choice, rows, initial, optimizers, batch_size, shuffle, generator)
+        run = _make_run(choice.engine, rows, options, initial, optimizers)
         try:
-            trained = _drive(run, rows, table, report, wanted)
+            trained = _drive(run, rows, table, listener)
         except BaseException:
             run.put_back()
             raise
@@ -249,52 +218,35 @@ def _table(lr: Sequence[float] | Sequence[Sequence[float]], epochs: int) -> Tens
 
 
 def _loop_through(
-    rows: Rows,
-    initial: nn.Linear,
-    lr: Sequence[Sequence[float]],
-    epochs: int,
-    batch_size: int | None,
-    optimizers: Sequence[Optimizer],
-    shuffle: bool,
-    seed: int | None,
-    engine: str,
-    report: Report | None,
-    into: nn.Linear | None,
+    rows: Rows, options: TrainingOptions, loops: Iterable[Loop], lr: Tensor, listener: Listener | None
 ) -> Trained:
     """Train the models one after the other by the PyTorch loop."""
-    assert isinstance(
-        rows, (MemoryRows, TableRows)
-    )  # others have no rows that could be looped through, which choose says
     start = time.perf_counter()
-    models = len(optimizers)
-    losses = torch.full((epochs, models), math.nan, dtype=torch.float64)
+    losses = torch.full_like(lr, math.nan)
     held_out = losses.clone() if rows.has_validation else None
-    failures: list[Failure | None] = [None] * models
-    trained = []
-    for k, optimizer in enumerate(optimizers):
-        model = copy.deepcopy(initial) if into is None else into
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        loop = Loop(model, optimizer.make(rows.function, parameters, lr[k][0]), engine)
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        epoch = 0
+    failures: list[Failure | None] = []
+    models: list[nn.Linear] = []
+    for k, loop in enumerate(loops):
+        generator, epoch, failure = options.generator(), 0, None
         try:
             with loop.guarded():
-                for epoch in range(epochs):
-                    loop.set_lr(lr[k][epoch])
-                    losses[epoch, k] = loop.epoch(rows.batches(batch_size, shuffle, generator), rows.count)
+                for epoch, rate in enumerate(lr[:, k].tolist()):
+                    loop.set_lr(rate)
+                    losses[epoch, k] = loop.epoch(rows.batches(options, generator), rows.count)
                     if held_out is not None:
                         held_out[epoch, k] = _validate(loop, rows)
-                    if report is not None:
-                        report(epoch + 1, losses[epoch])
+                    if listener is not None:
+                        listener.epoch(epoch + 1, losses[epoch])
                 if not loop.is_finite():
-                    raise NonFiniteLossError(rows.loss(*_detached(model)), "loss")
+                    raise NonFiniteLossError(rows.loss(*loop.detached()), "loss")
         except NonFiniteLossError as error:
-            failures[k] = Failure(epoch + 1, error.loss, error.kind, int(losses[:, k].isfinite().sum()))
-        trained.append(model)
-    bias = trained[0].bias
+            failure = Failure(epoch + 1, error.loss, error.kind, int(losses[:, k].isfinite().sum()))
+        failures.append(failure)
+        models.append(loop.model)
+    weight, bias = zip(*((model.weight.detach(), model.bias) for model in models), strict=True)
     return Trained(
-        weight=torch.stack([model.weight.detach() for model in trained]),
-        bias=None if bias is None else torch.stack([model.bias.detach() for model in trained]),
+        weight=torch.stack(weight),
+        bias=None if bias[0] is None else torch.stack([one.detach() for one in bias]),
         losses=losses,
         validation_losses=held_out,
         failures=failures,
@@ -305,15 +257,7 @@ def _loop_through(
 
 
 def _validate(loop: Loop, rows: Rows) -> float:
-    if isinstance(rows, MemoryRows):
-        assert rows.validation is not None
-        return loop.validate(*rows.validation)
-    assert isinstance(rows, TableRows)
-    loss = rows.validation_loss(*_detached(loop.model))
+    loss = rows.validation_loss(loop.loss_function, *loop.detached())
     if not loss <= torch.finfo(rows.dtype).max:
         raise NonFiniteLossError(math.nan if math.isnan(loss) else math.inf, "validation loss")
     return loss
-
-
-def _detached(model: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    return model.weight.detach(), None if model.bias is None else model.bias.detach()

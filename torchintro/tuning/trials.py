@@ -9,7 +9,7 @@ import signal
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -24,11 +24,12 @@ from ..training import baseline as _plain
 from ..training.baseline import PlainLoop, time_plain_loop
 from ..training.choice import choose
 from ..training.optimizers import Optimizer, parse_optimizer
-from ..training.rows import Rows, TableRows
+from ..training.options import TrainingOptions
+from ..training.row_kinds import Rows
 from ..training.train import train_models
 from .space import BatchSampler, Space
 
-__all__ = ["Outcome", "StudyData", "Trainer", "Trials", "held_interrupts"]
+__all__ = ["Outcome", "Trainer", "Trials", "held_interrupts"]
 
 # What the models of a batch may take: for each its parameters, its gradients and up to four rows of optimizer state.
 _BATCH_BYTES = 2**28
@@ -69,26 +70,6 @@ def held_interrupts() -> Iterator[None]:
 
 
 @dataclass(frozen=True, eq=False)
-class StudyData:
-    """The data of a study.
-
-    Attributes:
-        data: What the engines train on.
-        initial: The layer from which all trials start.
-        settings: What of the data makes the values of two trials comparable.
-        reference: Features, targets and the held-out pair or None, on which the plain loop is timed; None where it
-            cannot be.
-        shared: Whether each rank of torch.distributed holds a part of them.
-    """
-
-    data: Rows
-    initial: nn.Linear
-    settings: dict[str, Any]
-    reference: tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None] | None
-    shared: bool = False
-
-
-@dataclass(frozen=True, eq=False)
 class Outcome:
     """One trained model.
 
@@ -126,30 +107,25 @@ class Trainer:
 
     def __init__(
         self,
-        rows: StudyData,
+        rows: Rows,
+        options: TrainingOptions,
+        initial: nn.Linear,
         *,
-        epochs: int,
-        batch_size: int | None,
         optimizer: object,
         momentum: object,
         weight_decay: object,
         optimizer_options: object,
-        seed: int | None,
-        engine: str,
     ) -> None:
-        self.epochs = epochs
-        self._rows = rows
-        self._batch_size = batch_size
+        self.epochs = options.epochs
+        self._rows, self._training, self._initial = rows, options, initial
         self._optimizer = optimizer
         self._named = {"momentum": momentum, "weight_decay": weight_decay}
-        self._options = optimizer_options
-        self._seed = seed
-        self._engine = engine
+        self._optimizer_options = optimizer_options
         self._made: dict[tuple[tuple[str, Any], ...], Optimizer] = {}
-        self._reference: dict[int | None, PlainLoop] = {}
-        size = sum(parameter.numel() * parameter.element_size() for parameter in rows.initial.parameters())
+        self._reference: dict[TrainingOptions, PlainLoop] = {}
+        size = sum(parameter.numel() * parameter.element_size() for parameter in initial.parameters())
         self.most_models = max(1, _BATCH_BYTES // (size * _ROWS_A_MODEL))
-        self._shared = rows.shared and torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._shared = rows.is_shared and torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if self._shared else 0
 
     def optimizer(self, parameters: Mapping[str, Any]) -> Optimizer:
@@ -158,11 +134,11 @@ class Trainer:
         key = tuple(chosen.items())
         if key not in self._made:
             named = {name: chosen.pop(name, value) for name, value in self._named.items()}
-            options = self._options
+            options = self._optimizer_options
             if chosen:
                 options = {**(options if isinstance(options, Mapping) else {}), **chosen}
             made = parse_optimizer("tune", self._optimizer, named["momentum"], named["weight_decay"], options)
-            made.check("tune", list(self._rows.initial.parameters()), parameters.get("lr", _plain.LR))
+            made.check(list(self._initial.parameters()), parameters.get("lr", _plain.LR))
             self._made[key] = made
         return self._made[key]
 
@@ -180,13 +156,10 @@ class Trainer:
 
     def check(self) -> None:
         """Raise the ValueError of an optimizer or an engine that cannot do this."""
-        self._choose([self.optimizer({})], self._batch_size)
+        choose(self._rows, self._training, [self.optimizer({})])
 
-    def _choose(self, optimizers: Sequence[Optimizer], batch_size: int | None) -> str:
-        rows = self._rows.data
-        return choose(
-            rows, engine=self._engine, optimizers=optimizers, batch_size=batch_size, epochs=self.epochs
-        ).engine
+    def _options(self, parameters: Mapping[str, Any]) -> TrainingOptions:
+        return replace(self._training, batch_size=parameters.get("batch_size", self._training.batch_size))
 
     def train(self, batch: Sequence[Mapping[str, Any]]) -> Iterator[Outcome]:
         """Train a model of each parameters; give their outcomes in order, as soon as they and those before are there.
@@ -195,27 +168,23 @@ class Trainer:
         """
         self._send(batch)
         optimizers = [self.optimizer(parameters) for parameters in batch]
-        groups: dict[int | None, list[int]] = {}
+        groups: dict[TrainingOptions, list[int]] = {}
         for index, parameters in enumerate(batch):
-            groups.setdefault(parameters.get("batch_size", self._batch_size), []).append(index)
-        jobs: list[tuple[list[int], int | None]] = []
-        for batch_size, members in groups.items():
-            engine = self._choose([optimizers[index] for index in members], batch_size)
+            groups.setdefault(self._options(parameters), []).append(index)
+        jobs: list[tuple[list[int], TrainingOptions]] = []
+        for options, members in groups.items():
+            engine = choose(self._rows, options, [optimizers[index] for index in members]).engine
             alone = engine in ("autograd", "reference")
-            jobs += [([index], batch_size) for index in members] if alone else [(members, batch_size)]
+            jobs += [([index], options) for index in members] if alone else [(members, options)]
         outcomes: dict[int, Outcome] = {}
         done = 0
-        for members, batch_size in sorted(jobs, key=lambda job: job[0][0]):
+        for members, options in sorted(jobs, key=lambda job: job[0][0]):
             trained = train_models(
-                self._rows.data,
-                initial=self._rows.initial,
+                self._rows,
+                options=options,
+                initial=self._initial,
                 lr=[batch[index]["lr"] for index in members],
-                epochs=self.epochs,
-                batch_size=batch_size,
                 optimizers=[optimizers[index] for index in members],
-                shuffle=not isinstance(self._rows.data, TableRows),
-                seed=self._seed,
-                engine=self._engine,
             )
             failed = [None if failure is None else failure.epoch for failure in trained.failures]
             epochs = sum(epoch or self.epochs for epoch in failed)
@@ -229,28 +198,19 @@ class Trainer:
 
     def reference(self, parameters: Mapping[str, Any]) -> PlainLoop | None:
         """Return what an epoch of the plain loop takes, measured on a few at the first call for a batch size."""
-        if self._rows.reference is None:
+        rows, options = self._rows.in_memory, self._options(parameters)
+        if rows is None:
             return None
-        batch_size = parameters.get("batch_size", self._batch_size)
-        if batch_size not in self._reference:
-            X, y, validation = self._rows.reference
-            self._reference[batch_size] = time_plain_loop(
-                self._rows.initial,
-                X,
-                y,
-                validation=validation,
-                optimizer=self.optimizer(parameters),
-                batch_size=batch_size,
-                seed=self._seed,
-            )
-        return self._reference[batch_size]
+        if options not in self._reference:
+            self._reference[options] = time_plain_loop(rows, options, self._initial, self.optimizer(parameters))
+        return self._reference[options]
 
     @contextlib.contextmanager
     def leading(self) -> Iterator[Callable[[optuna.Study], None]]:
         """Have the other ranks train along until the context ends; give a function to name the study by."""
         studies: list[optuna.Study] = []
         if self._shared:
-            self._send({name: tensor.cpu() for name, tensor in self._rows.initial.state_dict().items()})
+            self._send({name: tensor.cpu() for name, tensor in self._initial.state_dict().items()})
         try:
             yield studies.append
         except BaseException as error:
@@ -262,7 +222,7 @@ class Trainer:
 
     def follow(self) -> optuna.Study:
         """Train what rank 0 trains; return a copy of its study."""
-        self._rows.initial.load_state_dict(self._receive())
+        self._initial.load_state_dict(self._receive())
         while isinstance(message := self._receive(), list):
             for _ in self.train(message):
                 pass

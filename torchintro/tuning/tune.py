@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,20 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-import torch
 from optuna.trial import FrozenTrial, TrialState
-from torch import Tensor
 
 from .. import _checks
 from .._typing import ArrayLike
-from ..data.datasets import split_rows
 from ..nn import initial_linear
 from ..statistics import LinearStatistics
-from ..training.choice import ENGINES
-from ..training.fit import check_in_memory, check_no_checkpoint, is_table, statistics_rows, table_rows, validation_pair
-from ..training.rows import MemoryRows
+from ..training.options import check_options
+from ..training.rows import as_rows
 from .space import batch_size_of, check_values, default_sampler, learning_rates, other_parameters
-from .trials import StudyData, Trainer, Trials, held_interrupts
+from .trials import Trainer, Trials, held_interrupts
 
 if TYPE_CHECKING:
     from ..data.table import Table
@@ -144,14 +139,10 @@ def tune(
         True
     """
     n_trials = _checks.positive_integer("tune", "n_trials", n_trials)
-    epochs = _checks.positive_integer("tune", "epochs", epochs)
     if trials_per_batch is not None:
         trials_per_batch = _checks.positive_integer("tune", "trials_per_batch", trials_per_batch)
-    if batch_size is not None:
-        batch_size = _checks.positive_integer("tune", "batch_size", batch_size)
-    if seed is not None:
-        seed = _checks.integer("tune", "seed", seed)
-    engine = _checks.one_of("tune", "engine", engine, ENGINES)
+    training = check_options("tune", epochs=epochs, batch_size=batch_size, engine=engine, seed=seed)
+    epochs, batch_size, seed = training.epochs, training.batch_size, training.seed
     _check_objects(sampler, pruner, progress)
     rates = learning_rates(lr)
     given = {
@@ -161,28 +152,27 @@ def tune(
         **({"weight_decay": weight_decay} if weight_decay != 0 else {}),
     }
     others = other_parameters(search_space, optimizer=optimizer, given=given)
-    rows = _study_data(
-        X, y, validation, seed, fingerprint=storage is not None, checkpoint=checkpoint, progress=progress is True
-    )
+    rows = as_rows("tune", X, y, validation, seed=seed, checkpoint=checkpoint, progress=progress is True)
+    initial = initial_linear(rows.in_features, rows.out_features, seed=seed, dtype=rows.dtype).to(rows.device)
     options: dict[str, Any] = {
-        "batch_size": batch_size,
         "optimizer": optimizer,
         "momentum": momentum,
         "weight_decay": weight_decay,
         "optimizer_options": optimizer_options,
     }
-    trainer = Trainer(rows, epochs=epochs, seed=seed, engine=engine, **options)
+    trainer = Trainer(rows, training, initial, **options)
     if others:
         check_values(others, trainer.refusal)
     else:
         trainer.check()
     settings = {
+        "batch_size": batch_size,
         **options,
         "optimizer_options": None if optimizer_options is None else repr(dict(optimizer_options)),
         "search_space": repr(others) if others else None,
         "epochs": epochs,
         "seed": seed,
-        **rows.settings,
+        **rows.identity(contents=storage is not None),  # only in a storage can a study be met again
     }
 
     with _logging(optuna.logging.INFO if progress is True else optuna.logging.ERROR):
@@ -240,137 +230,6 @@ def _check_objects(sampler: object, pruner: object, progress: object) -> None:
         raise TypeError(f"tune: pruner must be an Optuna pruner or None, but got {type(pruner).__name__}")
     if not isinstance(progress, bool) and not callable(progress):
         raise TypeError(f"tune: progress must be True, False or a callable, but got {progress!r}")
-
-
-def _study_data(
-    X: object,
-    y: object,
-    validation: object,
-    seed: int | None,
-    *,
-    fingerprint: bool,
-    checkpoint: str | Path | None,
-    progress: bool,
-) -> StudyData:
-    """Return the data of a study: the only place that knows what kinds of data there are."""
-    if is_table(X):
-        return _of_table(X, y, validation, seed, fingerprint=fingerprint, checkpoint=checkpoint, progress=progress)
-    check_no_checkpoint("tune", checkpoint)
-    if isinstance(X, LinearStatistics):
-        return _of_statistics(X, y, validation, seed, fingerprint=fingerprint)
-    check_in_memory("tune", X, y)
-    (features, targets), held_out = _tensors(X, y, validation, seed)
-    initial = initial_linear(features.shape[1], targets.shape[1], seed=seed, dtype=features.dtype)
-    settings: dict[str, Any] = {
-        "X": list(features.shape),
-        "y": list(targets.shape),
-        "validation rows": 0 if held_out is None else held_out[0].shape[0],
-    }
-    if fingerprint:  # only in a storage can a study be met again
-        settings["data (SHA-256)"] = _fingerprint(features, targets, *(held_out or ()))
-    rows = MemoryRows(features, targets, held_out, function="tune")
-    return StudyData(rows, initial.to(features.device), settings, (features, targets, held_out))
-
-
-def _of_table(
-    table: Table,
-    y: object,
-    validation: object,
-    seed: int | None,
-    *,
-    fingerprint: bool,
-    checkpoint: str | Path | None,
-    progress: bool,
-) -> StudyData:
-    device = torch.device("cpu")
-
-    def checked(pair: tuple[object, object]) -> tuple[Tensor, Tensor]:
-        return _checks.regression_data(
-            "tune",
-            *pair,
-            in_features=table.in_features,
-            out_features=table.out_features,
-            dtype=table.dtype,
-            device=device,
-            names=("validation[0]", "validation[1]"),
-        )
-
-    rows = table_rows(
-        "tune",
-        table,
-        y,
-        validation,
-        checked,
-        dtype=table.dtype,
-        device=device,
-        seed=seed,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
-    settings: dict[str, Any] = {"X": repr(table), "validation": repr(rows.validation)}
-    if fingerprint:
-        held_out = rows.validation
-        settings["table"] = table.fingerprint()
-        if is_table(held_out):
-            settings["validation"] = held_out.fingerprint()
-        elif isinstance(held_out, tuple):
-            settings["validation"] = _fingerprint(*held_out)
-        elif isinstance(held_out, LinearStatistics):
-            settings["validation"] = _fingerprint(*held_out.tensors)
-    initial = initial_linear(table.in_features, table.out_features, seed=seed, dtype=table.dtype)
-    return StudyData(rows, initial, settings, None, shared=True)
-
-
-def _of_statistics(
-    statistics: LinearStatistics, y: object, validation: object, seed: int | None, *, fingerprint: bool
-) -> StudyData:
-    dtype = torch.get_default_dtype()
-    rows = statistics_rows("tune", statistics, y, validation, dtype=dtype, device=torch.device("cpu"))
-    settings: dict[str, Any] = {"X": repr(statistics), "validation": repr(validation)}
-    if fingerprint:
-        held_out = () if rows.validation is None else rows.validation.tensors
-        settings["statistics (SHA-256)"] = _fingerprint(*statistics.tensors, *held_out)
-    initial = initial_linear(statistics.in_features, statistics.out_features, seed=seed, dtype=dtype)
-    return StudyData(rows, initial, settings, None)
-
-
-def _fingerprint(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def _tensors(
-    X: object, y: object, validation: object, seed: int | None
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
-    given = _checks.tensor("tune", "X", X)
-    dtype = given.dtype if given.is_floating_point() else torch.get_default_dtype()
-    # Rows that are split are copied, and to name one that is not finite it is looked for before; else by the engine.
-    finite = isinstance(validation, (int, float))
-    features = _checks.matrix("tune", "X", given, dtype=dtype, device=given.device, finite=finite)
-    targets = _checks.matrix("tune", "y", y, dtype=dtype, device=given.device, finite=finite)
-    if targets.shape[0] != features.shape[0]:
-        raise ValueError(f"tune: y must have {features.shape[0]} rows, as X has, but got shape {tuple(targets.shape)}")
-    if validation is None:
-        return (features, targets), None
-    if isinstance(validation, (int, float)):
-        train, held_out = (
-            rows.to(given.device) for rows in split_rows("tune", "validation", features.shape[0], validation, seed)
-        )
-        return (features[train], targets[train]), (features[held_out], targets[held_out])
-    X_validation, y_validation = validation_pair("tune", validation)
-    return (features, targets), _checks.regression_data(
-        "tune",
-        X_validation,
-        y_validation,
-        in_features=features.shape[1],
-        out_features=targets.shape[1],
-        dtype=dtype,
-        device=given.device,
-        names=("validation[0]", "validation[1]"),
-        finite=False,
-    )
 
 
 def _open_study(
