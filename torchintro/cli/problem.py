@@ -157,7 +157,7 @@ def split(rows: Any, shares: Mapping[str, float], seed: int) -> tuple[Any, Any]:
     """Hold out a share of the rows for each option; return the rest, and what the last option holds out or None."""
     held_out = None
     for share in shares.values():
-        cut = rows.split if isinstance(rows, Table) else functools.partial(datasets.split, rows)
+        cut: Any = rows.split if isinstance(rows, Table) else functools.partial(datasets.split, rows)
         rows, held_out = cut(share, seed=seed) if share > 0 else (rows, None)
     return rows, held_out
 
