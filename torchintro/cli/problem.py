@@ -141,11 +141,12 @@ def rows_of(saved: SavedModel, data: str, *, stream: bool | None, with_targets: 
         raise ValueError(f"the model predicts {', '.join(saved.target_names)}, but {data} has the target {own[0]}")
     target = saved.target_names if with_targets else ()
     rows = open_rows(data, target, saved.feature_names, stream=stream, seed=seed)
-    return linear, standardized(rows, standardize, linear.weight.dtype)
+    # Not in 16 bits, in which the targets would be rounded.
+    return linear, standardized(rows, standardize, torch.promote_types(linear.weight.dtype, DTYPE))
 
 
 def standardized(rows: Any, standardize: Standardize | None, dtype: torch.dtype = DTYPE) -> Any:
-    """Return a table or a data set with standardised features, in the dtype of the model."""
+    """Return a table or a data set with its features standardised in float64, if so wanted, and then in ``dtype``."""
     if isinstance(rows, Table):
         names = {"target": rows.target_names, "features": rows.feature_names}
         return open_table(rows.path, **names, dtype=dtype, standardize=standardize)
