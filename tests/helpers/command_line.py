@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -17,23 +18,32 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("pyarrow")
 
+from rich.console import Console
 from typer.testing import CliRunner
 
-from torchintro.cli import app as cli
+from torchintro.cli.app import app
 
-__all__ = ["houses", "run", "start"]
+__all__ = ["app", "houses", "printed", "run", "start"]
 
 
 def run(*arguments, code=0):
     """Run one command in this process and check its exit code."""
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exit_code != code:
         pytest.fail(f"exit code {result.exit_code}: {result.output}\n{result.exception!r}")
     return result
 
 
+def printed(what):
+    """Return what rich prints of it."""
+    file = io.StringIO()
+    Console(file=file, width=100).print(what)
+    return file.getvalue()
+
+
 @contextlib.contextmanager
 def start(*arguments, cwd, env=None):
+    """Run one command as a process, for what signals and streams do to it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "torchintro", *map(str, arguments)],
         cwd=cwd,
@@ -52,6 +62,7 @@ def start(*arguments, cwd, env=None):
 
 
 def houses(path):
+    """Write a CSV file of 80 rows whose price follows from area and rooms."""
     generator = np.random.default_rng(0)
     area, rooms = generator.uniform(40, 160, 80), generator.integers(1, 7, 80)
     price = 2.5 * area + 9 * rooms + 20

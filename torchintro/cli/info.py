@@ -1,4 +1,4 @@
-"""What runs here: versions, what was built in, devices, and the kernels that calls will use."""
+"""``torchintro info``: versions, what was built in, devices, and the kernels that calls will use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .. import _C
 from .. import _extension as _library
 from .._version import __version__
 
-__all__ = ["collect"]
+__all__ = ["collect", "info"]
 
 _OPERATOR = "torchintro::linear_mse_loss"
 _KEYS = ("CPU", "CUDA", "Meta", "Autograd", "AutocastCPU", "AutocastCUDA", "FuncTorchBatched")
@@ -81,3 +81,11 @@ def collect() -> dict[str, object]:
         "CUDA kernels": _cuda_kernels(build["cuda"]),
         "registered for": ", ".join(registered),
     }
+
+
+def info() -> None:
+    """Print what a bug report needs: versions, what is built in, devices and the kernels that will be used."""
+    report = collect()
+    width = max(len(label) for label in report)
+    for label, value in report.items():
+        print(f"{label:<{width}}  {value}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
+from torch.utils import benchmark
 
 from .. import _checks, functional, reference
-from ..data import datasets as data
+from ..data import datasets
+from ..data.datasets import Dataset
 from ..evaluation import evaluate
 from ..nn import LinearMSELoss, Standardize, initial_linear
 from ..saving import save_model
 from ..training.fit import FitResult, fit
-from . import plots
-from .report import duration
+from . import plots, report
 
 __all__ = ["run_demo"]
 
@@ -38,14 +37,14 @@ def run_demo(folder: Path, *, seed: int, trials: int, console: Console) -> None:
         console: Where the text goes.
     """
     trials = _checks.positive_integer("demo", "trials", trials)
-    dataset = data.diabetes()
+    dataset = datasets.diabetes()
     device = _tensors(console)
     folder.mkdir(parents=True, exist_ok=True)
     _autograd(console, device, seed)
     _model(console, dataset.to(device), seed)
     train, test, standardize = _preprocessing(console, dataset.to(device), seed)
     lr, lrs, losses = _tuning(console, train, seed, trials)
-    model, result = _training(console, train, test, standardize, lr, seed)
+    model, result = _training(console, train, standardize, lr, seed)
     metrics = _evaluation(console, model, train, test)
     _comparison(console, train, standardize, seed)
 
@@ -58,7 +57,7 @@ def run_demo(folder: Path, *, seed: int, trials: int, console: Console) -> None:
         "lr": lr,
         "epochs": EPOCHS,
         "engine": result.engine,
-        "metrics": {"held-out": metrics},
+        "metrics": {"held out": metrics},
     }
     names = {"feature_names": dataset.feature_names, "target_names": dataset.target_names}
     save_model(folder / "model.pt", model, metadata=metadata, **names)
@@ -79,15 +78,8 @@ def _heading(console: Console, title: str, sentence: str) -> None:
     console.print(sentence, style="italic")
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    return table
-
-
 def _tensors(console: Console) -> torch.device:
-    _heading(console, "1  Tensors", "Arrays on a device; on the CPU they can share the memory of a NumPy array.")
+    _heading(console, "1  Tensors", "Arrays on a device. On the CPU they can share memory with a NumPy array.")
     array = np.array([1.0, 2.0, 3.0])
     tensor = torch.from_numpy(array)
     array[0] = 10
@@ -114,7 +106,7 @@ def _device() -> torch.device:
 
 
 def _autograd(console: Console, device: torch.device, seed: int) -> None:
-    _heading(console, "2  Autograd", "PyTorch records a computation and differentiates it, the fused operator's too.")
+    _heading(console, "2  Autograd", "PyTorch records what is computed and differentiates it, the fused operator too.")
     x = torch.tensor(2.0, requires_grad=True)
     (gradient,) = torch.autograd.grad(x**3 + 2 * x**2 + x, x)
     console.print(f"  d/dx (x**3 + 2*x**2 + x) at x = 2: {gradient.item():g}; by hand, 3*x**2 + 4*x + 1 = 21")
@@ -128,8 +120,8 @@ def _autograd(console: Console, device: torch.device, seed: int) -> None:
     console.print(f"  and by F.mse_loss(F.linear(X, W, b), y): largest relative difference {difference:.1e}")
 
 
-def _model(console: Console, dataset: data.Dataset, seed: int) -> None:
-    _heading(console, "3  Model", "A linear layer predicts; the criterion is the mean squared error.")
+def _model(console: Console, dataset: Dataset, seed: int) -> None:
+    _heading(console, "3  Model", "A linear layer predicts. The mean squared error says how wrong it is.")
     model = initial_linear(dataset.X.shape[1], 1, seed=seed, device=dataset.X.device)
     with torch.no_grad():
         plain = nn.MSELoss()(model(dataset.X), dataset.y).item()
@@ -139,19 +131,15 @@ def _model(console: Console, dataset: data.Dataset, seed: int) -> None:
     console.print(f"  {fused:.2f} = LinearMSELoss.from_linear(model)(X, y), in one pass over X")
 
 
-def _preprocessing(
-    console: Console, dataset: data.Dataset, seed: int
-) -> tuple[data.Dataset, data.Dataset, Standardize]:
-    _heading(
-        console, "4  Preprocessing", "Some rows are held out; what standardises the features comes from the others."
-    )
-    train, test = data.split(dataset, TEST_FRACTION, seed=seed)
+def _preprocessing(console: Console, dataset: Dataset, seed: int) -> tuple[Dataset, Dataset, Standardize]:
+    _heading(console, "4  Preprocessing", "Some rows are held out. The others give each feature's mean and deviation.")
+    train, test = datasets.split(dataset, TEST_FRACTION, seed=seed)
     standardize = Standardize.fit(train.X)
     scaled = standardize(train.X)
     patients, features = dataset.X.shape
     console.print(f"  {patients} patients x {features} measurements; target: {dataset.target_names[0]} of the disease")
     console.print(f"  {len(train)} rows to train, {len(test)} held out")
-    table = _table("  feature", "mean", "deviation", "then mean", "deviation")
+    table = report.table("  feature", "mean", "deviation", "then mean", "deviation")
     shown = 3
     for i, name in enumerate(dataset.feature_names[:shown]):
         figures = [figure for X in (train.X, scaled) for figure in (X[:, i].mean(), X[:, i].std(correction=0))]
@@ -161,15 +149,15 @@ def _preprocessing(
     return train, test, standardize
 
 
-def _tuning(console: Console, train: data.Dataset, seed: int, trials: int) -> tuple[float, list[float], list[float]]:
+def _tuning(console: Console, train: Dataset, seed: int, trials: int) -> tuple[float, list[float], list[float]]:
     from ..tuning.tune import best_lr, tune  # Optuna takes a second to import, and the steps above need not wait for it
 
     _heading(
         console,
         "5  Training",
-        "First Optuna looks for the learning rate, judged by a part of the training rows;",
+        "First, Optuna looks for a learning rate. Some of the training rows judge it.",
     )
-    fitted, validation = data.split(train, TEST_FRACTION, seed=seed)
+    fitted, validation = datasets.split(train, TEST_FRACTION, seed=seed)
     standardize = Standardize.fit(fitted.X)
     start = time.perf_counter()
     study = tune(
@@ -190,9 +178,10 @@ def _tuning(console: Console, train: data.Dataset, seed: int, trials: int) -> tu
     )
     count, measured = len(pairs), pairs[0][2]["reference_epochs"]
     console.print(f"  {count} trials of {EPOCHS} epochs, lr from 1e-4 to 1e-1, by the engine {pairs[0][2]['engine']}:")
-    console.print(f"  they took {duration(spent)} to train ({duration(seconds)} with Optuna and timing plain PyTorch);")
-    console.print(f"  plain PyTorch would have taken {duration(plain)} (measured on {measured} epochs). The best:")
-    table = _table("  lr", "validation loss", "training loss", "us/epoch", "plain PyTorch")
+    took, besides, plain_took = (report.duration(figure) for figure in (spent, seconds, plain))
+    console.print(f"  they took {took} to train ({besides} with Optuna and timing plain PyTorch);")
+    console.print(f"  plain PyTorch would have taken {plain_took} (measured on {measured} epochs). The best:")
+    table = report.table("  lr", "validation loss", "training loss", "us/epoch", "plain PyTorch")
     for loss, lr, attributes in pairs[:5]:
         table.add_row(
             f"  {lr:.5f}",
@@ -210,30 +199,21 @@ def _tuning(console: Console, train: data.Dataset, seed: int, trials: int) -> tu
 
 def _training(
     console: Console,
-    train: data.Dataset,
-    test: data.Dataset,
+    train: Dataset,
     standardize: Standardize,
     lr: float,
     seed: int,
 ) -> tuple[nn.Sequential, FitResult]:
-    console.print(f"then a model is trained on all {len(train)} training rows at lr = {lr:.5f}.", style="italic")
+    console.print(f"Then a model is trained on all {len(train)} training rows with lr = {lr:.5f}.", style="italic")
     linear = initial_linear(train.X.shape[1], 1, seed=seed, device=train.X.device)
-
-    class Report:
-        def begin(self, engine: str, reason: str) -> None:
-            console.print(f"  engine {engine}: {reason}", soft_wrap=True)
-
-        def __call__(self, epoch: int, loss: float) -> None:
-            if epoch % 10 == 0:
-                console.print(f"  Epoch [{epoch}/{EPOCHS}], Loss: {loss:.4f}")
-
-    result = fit(linear, standardize(train.X), train.y, lr=lr, epochs=EPOCHS, seed=seed, progress=Report())
-    console.print(f"  {EPOCHS} epochs took {duration(result.seconds)}")
+    shown = report.EpochReport(console, EPOCHS, indent="  ")
+    result = fit(linear, standardize(train.X), train.y, lr=lr, epochs=EPOCHS, seed=seed, progress=shown)
+    console.print(f"  {EPOCHS} epochs took {report.duration(result.seconds)}")
     return nn.Sequential(standardize, linear), result
 
 
-def _evaluation(console: Console, model: nn.Sequential, train: data.Dataset, test: data.Dataset) -> dict[str, float]:
-    _heading(console, "6  Evaluation", "Held-out rows judge the model, beside a constant and the closed form.")
+def _evaluation(console: Console, model: nn.Sequential, train: Dataset, test: Dataset) -> dict[str, float]:
+    _heading(console, "6  Evaluation", "The rows held out judge the model, beside a constant and the exact solution.")
     standardize = model[0]
     ones = torch.ones(len(train), 1, device=train.X.device)
     solution = torch.linalg.lstsq(torch.cat([standardize(train.X), ones], dim=1), train.y).solution
@@ -244,7 +224,7 @@ def _evaluation(console: Console, model: nn.Sequential, train: data.Dataset, tes
         exact.bias.copy_(solution[-1])
         constant.weight.zero_()
         constant.bias.copy_(train.y.mean())
-    table = _table("  model", "MSE train", "held out", "RMSE", "MAE", "R2")
+    table = report.table("  model", "MSE train", "held out", "RMSE", "MAE", "R2")
     metrics: dict[str, float] = {}
     for name, candidate in (
         ("mean of y", constant),
@@ -264,18 +244,18 @@ def _evaluation(console: Console, model: nn.Sequential, train: data.Dataset, tes
     return metrics
 
 
-def _comparison(console: Console, train: data.Dataset, standardize: Standardize, seed: int) -> None:
+def _comparison(console: Console, train: Dataset, standardize: Standardize, seed: int) -> None:
     _heading(
         console,
         "Fused against plain PyTorch",
-        "Time of loss and gradients of weight and bias; medians on this machine, now.",
+        "Time of the loss and its gradients of weight and bias, measured here and now.",
     )
     device = train.X.device
     generator = torch.Generator().manual_seed(seed)
     X = torch.randn(200_000, 16, generator=generator).to(device)
     W, b = initial_linear(16, 1, seed=seed).to(device).parameters()
     y = X.sum(1, keepdim=True)
-    table = _table("  X", "fused, us", "plain, us", "plain/fused", "fused loss", "plain loss")
+    table = report.table("  X", "fused, us", "plain, us", "plain/fused", "fused loss", "plain loss")
     diabetes = initial_linear(train.X.shape[1], 1, seed=seed, device=device)
     for inputs, weight, bias, target in (
         (standardize(train.X), diabetes.weight, diabetes.bias, train.y),
@@ -285,7 +265,7 @@ def _comparison(console: Console, train: data.Dataset, standardize: Standardize,
             _step(operator, inputs, weight, bias, target)
             for operator in (functional.linear_mse_loss, reference.linear_mse_loss)
         ]
-        losses, seconds = [step() for step in steps], _median_seconds(steps)
+        losses, seconds = [step() for step in steps], [_seconds(step) for step in steps]
         table.add_row(
             f"  {inputs.shape[0]} x {inputs.shape[1]}",
             *(f"{value * 1e6:.1f}" for value in seconds),
@@ -304,17 +284,7 @@ def _step(operator: Callable[..., Tensor], X: Tensor, weight: Tensor, bias: Tens
     return step
 
 
-def _median_seconds(steps: list[Callable[[], float]], rounds: int = 11, seconds: float = 0.01) -> list[float]:
-    """Return each step's time: the median over rounds in which they take turns, of about ``seconds`` each."""
-    calls, times = [], [[0.0] * rounds for _ in steps]
-    for step in steps:
-        start = time.perf_counter()
-        step()
-        calls.append(max(1, round(seconds / (time.perf_counter() - start))))
-    for turn in range(rounds):
-        for i, step in enumerate(steps):
-            start = time.perf_counter()
-            for _ in range(calls[i]):
-                step()
-            times[i][turn] = (time.perf_counter() - start) / calls[i]
-    return [statistics.median(series) for series in times]
+def _seconds(step: Callable[[], float]) -> float:
+    """Return the median time of a step, of as many as take a fifth of a second."""
+    timer = benchmark.Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=0.2).median

@@ -1,50 +1,39 @@
-"""What the commands train on: rows in memory, or the statistics and mini-batches of a table that is streamed."""
+"""What the commands train on and are judged by: rows in memory, or a table that is streamed."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ..data import datasets
+from ..data.datasets import Dataset
 from ..data.files import read_features, read_table
 from ..data.gather import gather
+from ..data.table import Table, open_table
 from ..evaluation import evaluate
-from ..nn import Standardize, initial_linear
-from ..statistics import LinearStatistics
-from ..training.choice import choose
-from ..training.optimizers import parse_optimizer
-from ..training.options import check_options, learning_rates
-from ..training.rows import as_rows
+from ..nn import Standardize
+from .shell import interruption, made, notices, row_progress
 
 if TYPE_CHECKING:
-    from ..data.table import Table
     from ..saving import SavedModel
 
-__all__ = [
-    "BUILT_IN",
-    "STREAMED_BYTES",
-    "Problem",
-    "check_before_the_pass",
-    "check_study_before_the_pass",
-    "data_of",
-    "from_memory",
-    "from_table",
-    "is_streamed",
-    "read_data",
-    "read_streamed",
-]
+__all__ = ["STREAMED_BYTES", "Problem", "is_streamed", "make_problem", "open_rows", "rows_of", "split", "standardized"]
 
 BUILT_IN = ("synthetic", "diabetes")
 # A larger file is streamed unless the user says otherwise: in memory it may take several times its size.
 STREAMED_BYTES = 10**9
+# Of the model. What is read into memory is float64 until it is standardised.
+DTYPE = torch.float32
 
-Metrics = dict[str, dict[str, float]]
+Source: TypeAlias = "Dataset | Table"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +48,9 @@ class Problem:
         parts: How many rows each part has, by its name.
         standardize: What shifts and scales the features, from the rows to train on.
         X: For fit and tune: a matrix, a table, or statistics.
-        y: Likewise.
-        validation: Likewise.
+        y: Targets of a matrix; else None.
+        validation: For fit and tune: a pair of matrices, or statistics; None if nothing is held out.
+        judged: What the layer is judged by, by its name: arguments of ``evaluate``.
         pass_seconds: What one pass over the table took; None for rows in memory.
     """
 
@@ -68,21 +58,17 @@ class Problem:
     rows: int
     feature_names: tuple[str, ...]
     target_names: tuple[str, ...]
-    parts: dict[str, int]
+    parts: Mapping[str, int]
     standardize: Standardize
     X: Any
     y: Tensor | None
     validation: Any
+    judged: Mapping[str, tuple[Any, ...]]
     pass_seconds: float | None = None
-    _judged: dict[str, Any] | None = None
 
-    def measure(self, linear: nn.Linear) -> Metrics:
-        """Judge a layer behind ``standardize`` by the rows of each part; without the mean absolute error of a table."""
-        model = nn.Sequential(self.standardize, linear)
-        return {
-            name: evaluate(linear, part) if isinstance(part, LinearStatistics) else evaluate(model, part.X, part.y)
-            for name, part in (self._judged or {}).items()
-        }
+    def measure(self, linear: nn.Linear) -> dict[str, dict[str, float]]:
+        """Judge the layer behind ``standardize`` by each part's rows; of a table without the mean absolute error."""
+        return {name: evaluate(linear, *part) for name, part in self.judged.items()}
 
     def __str__(self) -> str:
         count = len(self.feature_names)
@@ -106,199 +92,172 @@ def is_streamed(data: str, stream: bool | None) -> bool:
     return path.is_dir() or (path.is_file() and path.stat().st_size > STREAMED_BYTES)
 
 
-def read_data(data: str, target: Sequence[str] | None, feature: Sequence[str] | None, seed: int) -> datasets.Dataset:
-    """Read what ``--data`` names into memory."""
-    if data not in BUILT_IN:
-        if not Path(data).suffix:
-            raise ValueError(f"--data must be synthetic, diabetes, a file with a suffix or a folder, but got {data!r}")
-        return read_table(data, target=target or None, features=feature or None)
-    dataset = datasets.synthetic(seed=seed) if data == "synthetic" else datasets.diabetes()
-    if target and tuple(target) != dataset.target_names:
-        raise ValueError(f"--target must be {dataset.target_names[0]} for {data}, but got {', '.join(target)}")
-    return dataset if not feature else _with_features(dataset, feature)
-
-
-def read_streamed(data: str, target: Sequence[str] | None, feature: Sequence[str] | None) -> Table:
-    """Open what ``--data`` names as a table to be streamed."""
-    from ..data.table import open_table
-
-    return open_table(data, target=target or None, features=feature or None)
-
-
-def _with_features(dataset: datasets.Dataset, names: Sequence[str]) -> datasets.Dataset:
-    known = dataset.feature_names
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{dataset.name} has no feature {name!r}; it has {', '.join(known)}")
-    columns = [known.index(name) for name in names]
-    return datasets.Dataset(dataset.name, dataset.X[:, columns], dataset.y, tuple(names), dataset.target_names)
-
-
-def data_of(saved: SavedModel, data: str, with_targets: bool = True) -> datasets.Dataset:
-    """Return the data in the columns that the model was trained with; without targets, ``y`` is empty."""
-    if data in BUILT_IN:
-        dataset = read_data(data, None, None, seed=int(saved.metadata.get("seed", 0)))
-        if with_targets and dataset.target_names != saved.target_names:
-            wanted = ", ".join(saved.target_names)
-            raise ValueError(f"the model predicts {wanted}, but {data} has the target {dataset.target_names[0]}")
-        return _with_features(dataset, saved.feature_names)
-    if with_targets:
-        return read_table(data, target=saved.target_names, features=saved.feature_names)
-    X = read_features(data, saved.feature_names)
-    return datasets.Dataset(data, X, X[:, :0], saved.feature_names, ())
-
-
-def from_memory(
-    dataset: datasets.Dataset, shares: Sequence[tuple[str, float]], seed: int, purpose: str = "held out"
-) -> Problem:
-    """Split a data set once for each share; what the last one holds out is for ``validation``.
+def open_rows(
+    data: str, target: Sequence[str] | None, feature: Sequence[str] | None, *, stream: bool | None, seed: int
+) -> Source:
+    """Open what ``--data`` names: a table to be streamed, or rows in memory in float64.
 
     Args:
-        dataset: The rows.
+        data: Name of a built-in set, a file or a folder.
+        target: Names of the targets, ``()`` for none; None for the default.
+        feature: Names of the features; None for all others.
+        stream: Whether to stream; None leaves it to what it is.
+        seed: Of the synthetic data.
+    """
+    if is_streamed(data, stream):
+        return open_table(data, target=target, features=feature)
+    if data in BUILT_IN:
+        return _chosen(_built_in(data, seed), target, feature)
+    if not Path(data).suffix:
+        raise ValueError(f"--data must be synthetic, diabetes, a file with a suffix or a folder, but got {data!r}")
+    if target is None or target:
+        return read_table(data, target=target, features=feature, dtype=torch.float64)
+    X = read_features(data, feature or (), dtype=torch.float64)
+    return Dataset(data, X, X[:, :0], tuple(feature or ()), ())
+
+
+def _built_in(name: str, seed: int) -> Dataset:
+    return datasets.synthetic(seed=seed) if name == "synthetic" else datasets.diabetes()
+
+
+def _chosen(dataset: Dataset, target: Sequence[str] | None, feature: Sequence[str] | None) -> Dataset:
+    if target and tuple(target) != dataset.target_names:
+        raise ValueError(f"--target must be {dataset.target_names[0]} for {dataset.name}, but got {', '.join(target)}")
+    known = dataset.feature_names
+    chosen = known if feature is None else tuple(feature)
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"{dataset.name} has no feature {name!r}; it has {', '.join(known)}")
+    X = dataset.X[:, [known.index(name) for name in chosen]]
+    return dataclasses.replace(dataset, X=X.double(), y=dataset.y.double(), feature_names=chosen)
+
+
+def rows_of(saved: SavedModel, data: str, *, stream: bool | None, with_targets: bool = True) -> tuple[nn.Linear, Any]:
+    """Return a saved model's layer, and the rows of ``--data`` as that layer takes them."""
+    layers: Any = saved.model if isinstance(saved.model, nn.Sequential) else (None, saved.model)
+    standardize, linear = layers
+    seed = int(saved.metadata.get("seed", 0))
+    if data in BUILT_IN and with_targets and (own := _built_in(data, seed).target_names) != saved.target_names:
+        raise ValueError(f"the model predicts {', '.join(saved.target_names)}, but {data} has the target {own[0]}")
+    target = saved.target_names if with_targets else ()
+    rows = open_rows(data, target, saved.feature_names, stream=stream, seed=seed)
+    # Not in 16 bits, in which the targets would be rounded.
+    return linear, standardized(rows, standardize, torch.promote_types(linear.weight.dtype, DTYPE))
+
+
+def standardized(rows: Any, standardize: Standardize | None, dtype: torch.dtype = DTYPE) -> Any:
+    """Return a table or a data set with its features standardised in float64, if so wanted, and then in ``dtype``."""
+    if isinstance(rows, Table):
+        names = {"target": rows.target_names, "features": rows.feature_names}
+        return open_table(rows.path, **names, dtype=dtype, standardize=standardize)
+    X = rows.X if standardize is None else standardize(rows.X)
+    return dataclasses.replace(rows, X=X.to(dtype), y=rows.y.to(dtype))
+
+
+def split(rows: Any, shares: Mapping[str, float], seed: int) -> tuple[Any, Any]:
+    """Hold out a share of the rows for each option; return the rest, and what the last option holds out or None."""
+    held_out = None
+    for share in shares.values():
+        cut: Any = rows.split if isinstance(rows, Table) else functools.partial(datasets.split, rows)
+        rows, held_out = cut(share, seed=seed) if share > 0 else (rows, None)
+    return rows, held_out
+
+
+def make_problem(
+    command: str,
+    rows: Source,
+    shares: Mapping[str, float],
+    seed: int,
+    *,
+    purpose: str = "held out",
+    mini_batches: bool = False,
+    folder: Path,
+    check: Callable[[Table], None],
+) -> Problem:
+    """Hold out rows and standardise the features; of a table, gather the statistics of both parts in one pass.
+
+    Args:
+        command: For sentences.
+        rows: What :func:`open_rows` returned.
         shares: Option and share of the rows; those of all but the last are left aside.
         seed: Of the splits.
         purpose: What the rows held out last are for.
+        mini_batches: Whether a table is trained on again, piece by piece, and not by its statistics.
+        folder: Where a file keeps the pass, for this command to go on after an interruption, and for others on the same
+            parts of the table, which then read nothing.
+        check: Raises what is wrong with the other options before a pass that may take hours.
     """
-    rest, held_out = dataset, None
-    for option, share in shares:
-        if _fraction(option, share) > 0:
-            rest, held_out = datasets.split(rest, share, seed=seed)
-        else:
-            held_out = None
-    standardize = Standardize.fit(rest.X)
-    parts = {"to train": len(rest)} | ({} if held_out is None else {purpose: len(held_out)})
-    judged = {"training": rest} | ({} if held_out is None else {"held out": held_out})
+    for option, share in shares.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"{option} must be at least 0 and below 1, but got {share}")
+    if isinstance(rows, Dataset):
+        return _in_memory(rows, shares, seed, purpose)
+    check(rows)
+    kept = f"; what was read of the table is kept in {folder}, the same command with --out {folder} goes on from there"
+    with made(folder), interruption(lambda: kept):
+        return _streamed(command, rows, shares, seed, purpose, mini_batches, folder)
+
+
+def _in_memory(dataset: Dataset, shares: Mapping[str, float], seed: int, purpose: str) -> Problem:
+    train, held_out = split(dataset, shares, seed)
+    standardize = _rounded(Standardize.fit(train.X))
+    named = {"training": train} | ({} if held_out is None else {"held out": held_out})
+    scaled = {name: standardized(part, standardize) for name, part in named.items()}
+    judged = {name: (part.X, part.y) for name, part in scaled.items()}
+    X, y = judged["training"]
     return Problem(
         name=dataset.name,
         rows=len(dataset),
         feature_names=dataset.feature_names,
         target_names=dataset.target_names,
-        parts=parts,
+        parts={"to train": len(train)} | ({} if held_out is None else {purpose: len(held_out)}),
         standardize=standardize,
-        X=standardize(rest.X),
-        y=rest.y,
-        validation=None if held_out is None else (standardize(held_out.X), held_out.y),
-        _judged=judged,
+        X=X,
+        y=y,
+        validation=judged.get("held out"),
+        judged=judged,
     )
 
 
-def from_table(
+def _rounded(standardize: Standardize) -> Standardize:
+    """Return the module with numbers of the model's dtype, by which rows of float64 are then shifted and scaled."""
+    mean, scale = standardize.mean.to(DTYPE), standardize.scale.to(DTYPE)
+    return Standardize(mean, torch.where(scale == 0, torch.ones_like(scale), scale))
+
+
+def _streamed(
     command: str,
     table: Table,
-    shares: Sequence[tuple[str, float]],
+    shares: Mapping[str, float],
     seed: int,
-    purpose: str = "held out",
-    *,
+    purpose: str,
     mini_batches: bool,
-    progress: bool,
     folder: Path,
 ) -> Problem:
-    """Gather the statistics of a table's parts in one pass.
-
-    Args:
-        command: For sentences.
-        table: Of features in their own units.
-        shares: As for :func:`from_memory`, but for a hash of the row's number that decides.
-        seed: Of the hash.
-        purpose: As for :func:`from_memory`.
-        mini_batches: Whether what is trained on is the table again, standardised, and not its statistics.
-        progress: Whether to show how far the pass is.
-        folder: Where a file keeps the pass, for this command to go on after an interruption, and for others on the same
-            parts of the table, which then read nothing.
-    """
-    from ..data.table import open_table
-
-    for option, share in shares:
-        _fraction(option, share)
-
-    def rest_of(table: Table) -> Table:
-        for _, share in shares[:-1]:
-            table = table.split(share, seed=seed)[0] if share > 0 else table
-        return table
-
-    share = shares[-1][1]
-    rest = rest_of(table)
-    parts_of = hashlib.sha256(repr((rest.fingerprint(), share, seed)).encode()).hexdigest()[:8]
-    gathered = gather(
-        command,
-        rest,
-        share if share > 0 else None,
-        seed=seed,
-        progress=progress,
-        checkpoint=folder / f"pass-{parts_of}.pt",
-    )
-    train, held_out = gathered.train, gathered.held_out
-    counts = [int(part.count.item()) for part in (train, held_out)]
+    option, share = list(shares.items())[-1]
+    rest, _ = split(table, {name: shares[name] for name in shares if name != option}, seed)
+    identity = hashlib.sha256(repr((rest.fingerprint(), share, seed)).encode()).hexdigest()[:8]
+    checkpoint = folder / f"pass-{identity}.pt"
+    if checkpoint.exists():
+        notices.print(f"what {checkpoint} holds of the table is not read again", soft_wrap=True)
+    with row_progress() as progress:
+        gathered = gather(command, rest, share or None, seed=seed, progress=progress, checkpoint=checkpoint)
+    counts = [int(part.count.item()) for part in (gathered.train, gathered.held_out)]
     for count, part in zip(counts, ("to train on", "held out"), strict=True):
         if count == 0 and (share > 0 or part == "to train on"):
-            raise ValueError(f"{shares[-1][0]} {share:g} leaves no rows {part} of the few that {table.path} has")
-    scaled, standardize = train.standardized(dtype=table.dtype)
-    validation = held_out.standardized(standardize)[0] if share > 0 else None
-    X_or_statistics: Any = scaled
-    if mini_batches:
-        again = open_table(
-            table.path,
-            target=table.target_names,
-            features=table.feature_names,
-            dtype=table.dtype,
-            standardize=standardize,
-        )
-        X_or_statistics = rest_of(again).split(share, seed=seed)[0] if share > 0 else rest_of(again)
-    judged = {"training": scaled} | ({} if validation is None else {"held out": validation})
+            raise ValueError(f"{option} {share:g} leaves no rows {part} of the few that {table.path} has")
+    scaled, standardize = gathered.train.standardized(dtype=DTYPE)
+    held_out = gathered.held_out.standardized(standardize)[0] if share > 0 else None
     return Problem(
         name=str(table.path),
         rows=table.rows or sum(counts),
         feature_names=table.feature_names,
         target_names=table.target_names,
-        parts={"to train": counts[0]} | ({} if validation is None else {purpose: counts[1]}),
+        parts={"to train": counts[0]} | ({} if held_out is None else {purpose: counts[1]}),
         standardize=standardize,
-        X=X_or_statistics,
+        X=split(standardized(table, standardize), shares, seed)[0] if mini_batches else scaled,
         y=None,
-        validation=validation,
+        validation=held_out,
+        judged={"training": (scaled,)} | ({} if held_out is None else {"held out": (held_out,)}),
         pass_seconds=gathered.seconds,
-        _judged=judged,
     )
-
-
-def check_before_the_pass(
-    table: Table,
-    *,
-    lr: float,
-    epochs: int,
-    batch_size: int | None,
-    shuffle: bool | None,
-    optimizer: str,
-    momentum: float,
-    weight_decay: float,
-    optimizer_options: dict[str, Any] | None,
-    engine: str,
-) -> None:
-    """Raise the error of what ``fit`` would refuse, before a pass that may take hours and not after it."""
-    training = check_options("fit", epochs=epochs, batch_size=batch_size, shuffle=shuffle, engine=engine)
-    rates = learning_rates("fit", lr, training.epochs)
-    chosen = parse_optimizer("fit", optimizer, momentum, weight_decay, optimizer_options)
-    linear = initial_linear(table.in_features, table.out_features, seed=0, dtype=table.dtype)
-    chosen.check(list(linear.parameters()), rates[0])
-    choose(as_rows("fit", table), training, [chosen])
-
-
-def check_study_before_the_pass(table: Table, **options: Any) -> None:
-    """Raise the error of what ``tune`` would refuse, before a pass that may take hours: by a study of one trial."""
-    from ..tuning.tune import tune
-
-    sizes = (table.in_features, table.out_features)
-    batch_size, space = options["batch_size"], options["search_space"] or {}
-    if isinstance(batch_size, int) and batch_size > 1:
-        options["batch_size"] = 1
-    X, y = (torch.zeros(2, size, dtype=table.dtype) for size in sizes)
-    once = {"n_trials": min(options["n_trials"], 1), "epochs": min(options["epochs"], 1)}
-    if batch_size is None and "batch_size" not in space:
-        tune(LinearStatistics(*sizes).update(X, y), **options | once)
-    else:
-        tune(X, y, **options | once)
-
-
-def _fraction(option: str, share: float) -> float:
-    if not 0 <= share < 1:
-        raise ValueError(f"{option} must be at least 0 and below 1, but got {share}")
-    return share

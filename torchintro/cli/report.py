@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import optuna
 
 __all__ = [
+    "EpochReport",
     "against_plain",
     "cost_of_study",
     "duration",
@@ -38,6 +39,25 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / unit:.3g} {name}"
     return f"{seconds / 3600:.3g} h"
+
+
+class EpochReport:
+    """Hears of a run of ``fit``: prints the engine, and the loss every tenth of the run; counts the epochs."""
+
+    def __init__(self, console: Console, epochs: int, indent: str = "") -> None:
+        self.epochs, self.done, self.engine = epochs, 0, ""
+        self._console, self._indent = console, indent
+
+    def begin(self, engine: str, reason: str) -> None:
+        """Print the engine, before the first epoch."""
+        self.engine = engine
+        self._console.print(f"{self._indent}engine {engine}: {reason}", soft_wrap=True)
+
+    def __call__(self, epoch: int, loss: float) -> None:
+        """Print the loss, after the epochs that are shown."""
+        self.done = epoch
+        if epoch * 10 // self.epochs > (epoch - 1) * 10 // self.epochs:
+            self._console.print(f"{self._indent}Epoch [{epoch}/{self.epochs}], Loss: {loss:.4f}")
 
 
 def against_plain(seconds: float, plain_epoch: float, measured: int, epochs: int) -> str:

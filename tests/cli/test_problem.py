@@ -8,13 +8,6 @@ import re
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("typer")
-pytest.importorskip("rich")
-pytest.importorskip("sklearn")
-pytest.importorskip("matplotlib")
-pytest.importorskip("pyarrow")
-
 from command_line import houses
 
 from torchintro.cli import problem as _problem
@@ -98,9 +91,16 @@ class TestStreamed:
         assert float(line.split()[2]) < 1e-3
         streamed = run("evaluate", "--data", path, "--model", "run/model.pt", "--stream").stdout.splitlines()[-1]
         assert float(streamed.split()[2]) == pytest.approx(float(line.split()[2]), rel=1e-4)
-        run("train", "--data", path, *columns, "--no-stream", "--out", "run")
-        result = run("evaluate", "--data", path, "--model", "run/model.pt", "--stream", "--held-out", code=2)
-        assert "evaluate: --held-out needs the data that the model was trained on" in result.stderr
+
+    def test_held_out_rows_are_the_same_however_they_are_read(self, run, tmp_path):
+        path = houses(tmp_path / "houses.csv")
+        columns = ["--target", "price", "--feature", "area", "--feature", "rooms", "--epochs", 5]
+        for way in ("--stream", "--no-stream"):
+            run("train", "--data", path, *columns, way, "--out", "run")
+            expected = load_model("run/model.pt").metadata["metrics"]["held out"]["mse"]
+            for other in ("--stream", "--no-stream"):
+                result = run("evaluate", "--data", path, "--model", "run/model.pt", "--held-out", other)
+                assert float(result.stdout.splitlines()[-1].split()[2]) == pytest.approx(expected, rel=1e-4)
 
     def test_a_large_file_is_streamed_by_itself(self, monkeypatch, tmp_path):
         path = houses(tmp_path / "houses.csv")
@@ -143,3 +143,63 @@ class TestStreamed:
         result = run(arguments[0], "--data", "rows", *arguments[1:], code=2)
         assert result.stderr.startswith(f"torchintro: {sentence}")
         assert result.stderr.count("\n") == 1
+
+
+class TestBothWays:
+    """The same command with and without ``--stream``."""
+
+    def both(self, run, command, path, *arguments):
+        results = []
+        for way in ("--stream", "--no-stream"):
+            results.append(run(command, "--data", path, *arguments, way, "--out", way[2:]))
+            assert results[-1].stdout.startswith(f"{path}: ")
+        first, second = (result.stdout.splitlines()[0] for result in results)
+        assert first == second  # as many rows in each part
+        return results
+
+    def test_train(self, run, tmp_path):
+        path = houses(tmp_path / "houses.csv")
+        columns = ["--target", "price", "--feature", "area", "--feature", "rooms"]
+        self.both(run, "train", path, *columns, "--seed", 2, "--epochs", 30)
+        streamed, read = (losses(tmp_path / way / "losses.csv") for way in ("stream", "no-stream"))
+        assert streamed.keys() == read.keys() == {"epoch", "training", "held out"}
+        for name, figures in read.items():
+            assert streamed[name] == pytest.approx(figures, rel=1e-4)
+        models = [load_model(tmp_path / way / "model.pt") for way in ("stream", "no-stream")]
+        assert torch.allclose(models[0].model[0].mean, models[1].model[0].mean)
+        for name, figures in models[0].metadata["metrics"].items():
+            other = models[1].metadata["metrics"][name]
+            assert figures == pytest.approx({key: other[key] for key in figures}, rel=1e-3)
+
+    def test_tune(self, run, tmp_path):
+        path = houses(tmp_path / "houses.csv")
+        columns = ["--target", "price", "--feature", "area", "--feature", "rooms"]
+        self.both(
+            run, "tune", path, *columns, "--trials", 3, "--epochs", 10, "--no-benchmark", "--storage", "sqlite://"
+        )
+        streamed, read = (losses(tmp_path / way / "trials.csv") for way in ("stream", "no-stream"))
+        assert streamed["lr"] == read["lr"]
+        assert streamed["validation loss"] == pytest.approx(read["validation loss"], rel=1e-4)
+
+    @pytest.mark.parametrize("way", ["--stream", "--no-stream"])
+    def test_a_column_far_from_zero_keeps_its_digits(self, run, tmp_path, way):
+        # Unix seconds of one day, one a minute: in float32 two minutes are one number.
+        seconds = 1_700_000_000 + 60 * np.arange(1440)
+        lines = [f"{second},{(second - 1_700_000_000) / 60}" for second in seconds]
+        path = tmp_path / "day.csv"
+        path.write_text("\n".join(["time,minute", *lines]) + "\n")
+        run("train", "--data", path, way, "--lr", 0.4, "--out", "run")
+        saved = load_model("run/model.pt")
+        # A minute lost or gained would be an error of 1.
+        assert saved.metadata["metrics"]["held out"]["rmse"] < 0.05
+        result = run("evaluate", "--data", path, "--model", "run/model.pt", "--held-out", way)
+        assert float(result.stdout.splitlines()[-1].split()[3]) < 0.05
+        predicted = run("predict", "--data", path, "--model", "run/model.pt", way).stdout.split()[1:]
+        assert np.abs(np.array(predicted, float) - np.arange(1440)).max() < 0.2
+
+
+def losses(path):
+    """Return the columns of numbers of a CSV file."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in rows[0] if name not in ("state", "engine")}
