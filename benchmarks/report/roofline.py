@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..record import RATED
 from .canvas import DPI, GRID, INK, canvas, check_matplotlib, heading, machine_text, save, tidy
-from .text import RATED
 
 __all__ = ["Point", "draw", "points"]
 
