@@ -141,8 +141,8 @@ def main(options: Options) -> int:
 def _show(path: Path, options: Options) -> int:
     """Show a record: its table, or its pictures."""
     plot, table = options.plot, options.table
-    alone = Options(device=options.device, dtype=options.dtype, plot=plot, record=path, table=table)
-    if not (plot or table) or options != alone:
+    measuring = (options.cases, options.json, options.quick, options.grid, options.no_rows, options.crossover)
+    if not (plot or table) or any(measuring) or options.trials:
         raise ValueError("bench: from shows a record; it takes plot or table, and nothing else")
     record = read_record(path)
     if table:

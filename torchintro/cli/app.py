@@ -28,6 +28,7 @@ from ..training.choice import ENGINES
 from ..training.fit import DivergedError, fit
 from ..training.optimizers import parse_optimizer
 from . import plots
+from .bench import bench
 from .parse import make_pruner, optimizer_options, search_space
 from .problem import (
     BUILT_IN,
@@ -499,50 +500,7 @@ def predict(
         write_csv(out, saved.target_names, rows)
 
 
-@app.command()
-@_answering
-def bench(
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    row: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--row", help="Name of a row of the table; repeat it for several. Default: all."),
-    ] = None,
-    json: Annotated[Optional[Path], typer.Option("--json", help="Also write the figures to this file.")] = None,  # noqa: UP045
-    quick: Annotated[bool, typer.Option("--quick", help="Smaller sizes and fewer repeats.")] = False,
-    grid: Annotated[bool, typer.Option("--grid", help="Also a grid of shapes, fused against eager.")] = False,
-    dtype: Annotated[str, typer.Option(help="Of the grid: float32, float64 or bfloat16.")] = "float32",
-    no_rows: Annotated[bool, typer.Option("--no-rows", help="Nothing but the grid and the trials.")] = False,
-    plot: Annotated[Optional[Path], typer.Option("--plot", help="Folder for the pictures.")] = None,  # noqa: UP045
-    record: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--from", help="Measure nothing: show this record. Needs --plot or --table."),
-    ] = None,
-    table: Annotated[bool, typer.Option("--table", help="Print the Markdown tables of the record.")] = False,
-    crossover: Annotated[
-        bool, typer.Option("--crossover", help="With cuda and --row, also from how many rows on the GPU wins.")
-    ] = False,
-    trials: Annotated[
-        bool, typer.Option("--trials", help="Also time against the number of trials, 1 to 1000.")
-    ] = False,
-) -> None:
-    """Time eager PyTorch, torch.compile, JAX and the fused operator side by side, after checking that they agree."""
-    from benchmarks.command import main
-
-    code = main(
-        device,
-        row,
-        json,
-        quick,
-        grid=grid,
-        dtype=dtype,
-        no_rows=no_rows,
-        plot=plot,
-        record_path=record,
-        table=table,
-        crossover=crossover,
-        trials=trials,
-    )
-    raise typer.Exit(code)
+app.command()(_answering(bench))
 
 
 @app.command()
