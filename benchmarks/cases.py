@@ -1,4 +1,4 @@
-"""What the benchmark measures: one record per row, its targets, and the bytes and operations that a row needs."""
+"""What the benchmark measures: its cases, their targets, and the bytes and operations that each needs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-__all__ = ["ROWS", "Count", "Row", "Target", "count", "quick_row", "select"]
+__all__ = ["CASES", "Case", "Count", "Target", "count", "quick_case", "select"]
 
 MILLION = 1_000_000
 
 
 @dataclass(frozen=True)
 class Target:
-    """A claim about the fused peer of a row; exactly one of the bounds is given.
+    """A claim about the fused peer of a case; exactly one of the bounds is given.
 
     Attributes:
         of: The peer that it is compared with, or ``"limit"``.
@@ -48,11 +48,11 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the benchmark; everything that is run for it follows from this record.
+class Case:
+    """One thing that the benchmark measures; everything that is run for it follows from this record.
 
     Attributes:
-        id: Its name; rows of related work share its beginning.
+        id: Its name; cases of related work share its beginning.
         kind: ``"step"`` (loss and gradients), ``"fit"`` (a training run), ``"models"`` (training runs with several
             learning rates), ``"study"`` (an Optuna study of training runs) or ``"memory"`` (the extra peak memory of a
             step).
@@ -62,11 +62,11 @@ class Row:
         dtype: Of input, parameters and target.
         gradients: The tensors that require a gradient.
         peers: What is measured side by side; the first is the baseline of ratios and of rounding errors.
-        limit: What bounds the row on any implementation: ``"read"``, ``"copy"`` (memory traffic), ``"matrix"``
+        limit: What bounds the case on any implementation: ``"read"``, ``"copy"`` (memory traffic), ``"matrix"``
             (operations, at the rate of large square matrices), ``"products"`` (the step's own products, one after the
             other), ``"call"`` (``W.sum().backward()``), ``"empty"`` (a study with an empty objective), or ``""``.
         targets: What the fused peer is to reach on ``device``.
-        device: ``"cpu"`` for a row whose targets are meant for the CPU and that runs anywhere, ``"cuda"`` for one that
+        device: ``"cpu"`` for a case whose targets are meant for the CPU and that runs anywhere, ``"cuda"`` for one that
             only runs there.
         epochs: Passes over the rows of a training run.
         trials: Training runs of a study, or of several models.
@@ -74,7 +74,7 @@ class Row:
         shuffle: Whether the mini-batches are cut from a permutation, and not from the rows as they are.
         measured: ``(trials, epochs)`` that are really run, by peers whose time grows with both; their time is then
             scaled up in proportion.
-        note: Printed below the row.
+        note: Printed below its figures.
     """
 
     id: str
@@ -135,20 +135,20 @@ class Count:
         return self.bytes_read + self.bytes_written
 
 
-def count(row: Row) -> Count:
-    """Count what a row needs at least.
+def count(case: Case) -> Count:
+    """Count what a case needs at least.
 
     A step reads ``N D + N O + O D + O`` elements and writes the gradients asked for and the loss. Its operations are
     ``2 N D O`` for the prediction, and as many again for the gradient of the weight and for that of the input. An epoch
     counts as a step, whatever its mini-batches; a study as that many training runs.
     """
-    n, d, o = row.rows, row.in_features, row.out_features
+    n, d, o = case.rows, case.in_features, case.out_features
     sizes = {"input": n * d, "linear_weight": o * d, "linear_bias": o, "target": n * o}
-    products = 1 + ("linear_weight" in row.gradients) + ("input" in row.gradients)
-    steps = row.epochs * row.trials
+    products = 1 + ("linear_weight" in case.gradients) + ("input" in case.gradients)
+    steps = case.epochs * case.trials
     return Count(
-        bytes_read=steps * row.dtype.itemsize * sum(sizes.values()),
-        bytes_written=steps * row.dtype.itemsize * (1 + sum(sizes[name] for name in row.gradients)),
+        bytes_read=steps * case.dtype.itemsize * sum(sizes.values()),
+        bytes_written=steps * case.dtype.itemsize * (1 + sum(sizes[name] for name in case.gradients)),
         operations=steps * 2 * n * d * o * products,
     )
 
@@ -166,9 +166,9 @@ def _streamed(
     out_features: int,
     dtype: torch.dtype,
     gradients: tuple[str, ...] = ("linear_weight", "linear_bias"),
-) -> Row:
-    """Make a row of few outputs for a GPU, whose 4 GiB of input no cache holds: memory is its limit."""
-    return Row(
+) -> Case:
+    """Make a case of few outputs for a GPU, whose 4 GiB of input no cache holds: memory is its limit."""
+    return Case(
         id,
         "step",
         rows,
@@ -183,9 +183,9 @@ def _streamed(
     )
 
 
-def _multiplied(id: str, rows: int, in_features: int, out_features: int) -> Row:
-    """Make a row of many outputs for a GPU: matrix products are its limit."""
-    return Row(
+def _multiplied(id: str, rows: int, in_features: int, out_features: int) -> Case:
+    """Make a case of many outputs for a GPU: matrix products are its limit."""
+    return Case(
         id,
         "step",
         rows,
@@ -200,9 +200,9 @@ def _multiplied(id: str, rows: int, in_features: int, out_features: int) -> Row:
     )
 
 
-ROWS: tuple[Row, ...] = (
-    Row("P1", "step", 100, 1, limit="call", targets=(Target("eager", at_most=0.52),)),
-    Row(
+CASES: tuple[Case, ...] = (
+    Case("P1", "step", 100, 1, limit="call", targets=(Target("eager", at_most=0.52),)),
+    Case(
         "P2",
         "fit",
         100,
@@ -212,7 +212,7 @@ ROWS: tuple[Row, ...] = (
         limit="",
         targets=(Target("eager", at_least=1000), Target("jax", at_least=10)),
     ),
-    Row(
+    Case(
         "P3",
         "study",
         100,
@@ -223,14 +223,14 @@ ROWS: tuple[Row, ...] = (
         limit="empty",
         targets=(Target("limit", at_most=1.3),),
     ),
-    Row("P4a", "step", MILLION, 64, targets=(Target("limit", at_most=1.25),)),
-    Row("P4b", "step", 65536, 1024, targets=(Target("limit", at_most=1.15),)),
-    Row("P4c-8", "step", MILLION, 8, targets=(Target("eager", at_least=3),)),
-    Row("P4c-16", "step", MILLION, 16, targets=(Target("eager", at_least=3),)),
-    Row("P4d", "step", 65536, 1024, gradients=_WITH_INPUT, limit="copy", targets=(Target("eager", at_least=4),)),
-    Row("P5-4", "step", 65536, 1024, 4, targets=(Target("eager", at_least=4),)),
-    Row("P5-16", "step", 65536, 1024, 16, targets=(Target("eager", at_least=4),)),
-    Row(
+    Case("P4a", "step", MILLION, 64, targets=(Target("limit", at_most=1.25),)),
+    Case("P4b", "step", 65536, 1024, targets=(Target("limit", at_most=1.15),)),
+    Case("P4c-8", "step", MILLION, 8, targets=(Target("eager", at_least=3),)),
+    Case("P4c-16", "step", MILLION, 16, targets=(Target("eager", at_least=3),)),
+    Case("P4d", "step", 65536, 1024, gradients=_WITH_INPUT, limit="copy", targets=(Target("eager", at_least=4),)),
+    Case("P5-4", "step", 65536, 1024, 4, targets=(Target("eager", at_least=4),)),
+    Case("P5-16", "step", 65536, 1024, 16, targets=(Target("eager", at_least=4),)),
+    Case(
         "P6a",
         "step",
         4096,
@@ -240,7 +240,7 @@ ROWS: tuple[Row, ...] = (
         limit="matrix",
         targets=(Target("eager", at_least=1.7, cpu="AMD"), Target("eager", at_most=1)),
     ),
-    Row(
+    Case(
         "P6b",
         "step",
         4096,
@@ -251,7 +251,7 @@ ROWS: tuple[Row, ...] = (
         limit="matrix",
         targets=(Target("eager", at_least=1.15),),
     ),
-    Row(
+    Case(
         "P6c",
         "memory",
         2048,
@@ -261,7 +261,7 @@ ROWS: tuple[Row, ...] = (
         limit="",
         targets=(Target("eager", at_most=0.35),),
     ),
-    Row(
+    Case(
         "P7",
         "study",
         MILLION,
@@ -274,7 +274,7 @@ ROWS: tuple[Row, ...] = (
         measured=(2, 3),
         note="full batch, so every epoch is the same work",
     ),
-    Row(
+    Case(
         "P8a",
         "fit",
         MILLION,
@@ -284,7 +284,7 @@ ROWS: tuple[Row, ...] = (
         peers=("eager slices", "DataLoader", "compile", "jax", "sklearn", "fused"),
         targets=(Target("eager slices", at_least=8),),
     ),
-    Row(
+    Case(
         "P8b",
         "fit",
         MILLION,
@@ -293,7 +293,7 @@ ROWS: tuple[Row, ...] = (
         peers=("eager shuffled", "DataLoader", "compile", "jax", "sklearn", "fused"),
         targets=(Target("eager shuffled", at_least=8),),
     ),
-    Row(
+    Case(
         "P8c",
         "models",
         MILLION,
@@ -305,16 +305,16 @@ ROWS: tuple[Row, ...] = (
         measured=(1, 1),
         note="eager trains one model after the other, the others all at once",
     ),
-    Row("X1-1", "step", 1000, 1, 16, limit="call", note="X: chosen because little is to be gained, or lost, there"),
-    Row("X1-2", "step", MILLION, 1),
-    Row("X1-3", "step", MILLION, 4, gradients=_WITH_INPUT, limit="copy"),
-    Row("X2-1", "step", 65536, 32, 17, gradients=_WITH_INPUT, limit="copy", note="sizes that fill no vector"),
-    Row("X2-2", "step", 4096, 256, 64, limit="matrix"),
-    Row("X2-3", "step", 256, 256, 256, gradients=_WITH_INPUT, limit="matrix"),
-    Row("X3-1", "step", 262144, 64, dtype=torch.float16),
-    Row("X3-2", "step", 262144, 64, dtype=torch.bfloat16),
-    Row("X3-3", "step", 65536, 64, 16, dtype=torch.bfloat16),
-    Row("X3-4", "step", 262144, 64, dtype=torch.float64),
+    Case("X1-1", "step", 1000, 1, 16, limit="call", note="X: chosen because little is to be gained, or lost, there"),
+    Case("X1-2", "step", MILLION, 1),
+    Case("X1-3", "step", MILLION, 4, gradients=_WITH_INPUT, limit="copy"),
+    Case("X2-1", "step", 65536, 32, 17, gradients=_WITH_INPUT, limit="copy", note="sizes that fill no vector"),
+    Case("X2-2", "step", 4096, 256, 64, limit="matrix"),
+    Case("X2-3", "step", 256, 256, 256, gradients=_WITH_INPUT, limit="matrix"),
+    Case("X3-1", "step", 262144, 64, dtype=torch.float16),
+    Case("X3-2", "step", 262144, 64, dtype=torch.bfloat16),
+    Case("X3-3", "step", 65536, 64, 16, dtype=torch.bfloat16),
+    Case("X3-4", "step", 262144, 64, dtype=torch.float64),
     *(
         _streamed(f"G1{part}-{outputs}", rows, features, outputs, dtype)
         for part, rows, features, dtype in (
@@ -337,7 +337,7 @@ ROWS: tuple[Row, ...] = (
         )
     ),
     *(
-        Row(
+        Case(
             f"G2m-{number}",
             "memory",
             rows,
@@ -352,7 +352,7 @@ ROWS: tuple[Row, ...] = (
         )
         for number, rows, features, outputs in ((1, 65536, 1024, 8192), (2, 16384, 1024, 32768))
     ),
-    Row(
+    Case(
         "G3",
         "fit",
         100,
@@ -363,7 +363,7 @@ ROWS: tuple[Row, ...] = (
         limit="",
         targets=(Target("eager", at_least=100),),
     ),
-    Row(
+    Case(
         "G4",
         "study",
         10 * MILLION,
@@ -380,43 +380,43 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-def select(names: Sequence[str] | None, rows: Sequence[Row] = ROWS) -> list[Row]:
-    """Return the rows of the given names, in the order of the table.
+def select(names: Sequence[str] | None, cases: Sequence[Case] = CASES) -> list[Case]:
+    """Return the cases of the given names, in the order of the table.
 
     Args:
-        names: Names of rows, or what the names of several begin with (``"P4"`` for ``P4a`` to ``P4d``), in any case;
+        names: Names of cases, or what the names of several begin with (``"P4"`` for ``P4a`` to ``P4d``), in any case;
             None for all.
-        rows: The rows to choose from.
+        cases: The cases to choose from.
 
     Raises:
-        ValueError: There is no row of a name.
+        ValueError: There is no case of a name.
     """
     if names is None:
-        return list(rows)
+        return list(cases)
 
-    def named(row: Row, name: str) -> bool:
-        rest = row.id[len(name) :]
+    def named(case: Case, name: str) -> bool:
+        rest = case.id[len(name) :]
         # A number is a name's end: P1 does not mean a P10.
-        return bool(name) and row.id.lower().startswith(name.lower()) and not rest[:1].isdigit()
+        return bool(name) and case.id.lower().startswith(name.lower()) and not rest[:1].isdigit()
 
     for name in names:
-        if not any(named(row, name) for row in rows):
-            raise ValueError(f"bench: row must be one of {', '.join(row.id for row in rows)}, but got {name!r}")
-    return [row for row in rows if any(named(row, name) for name in names)]
+        if not any(named(case, name) for case in cases):
+            raise ValueError(f"bench: row must be one of {', '.join(case.id for case in cases)}, but got {name!r}")
+    return [case for case in cases if any(named(case, name) for name in names)]
 
 
-def quick_row(row: Row) -> Row:
-    """Return the row scaled down to some milliseconds, which tries everything and measures nothing of interest."""
-    in_features, out_features = min(row.in_features, 128), min(row.out_features, 1024)
-    if row.kind == "memory":  # must be seen beside a process's other memory
-        return replace(row, rows=min(row.rows, 1024), in_features=64, out_features=min(row.out_features, 8192))
+def quick_case(case: Case) -> Case:
+    """Return the case scaled down to some milliseconds, which tries everything and measures nothing of interest."""
+    in_features, out_features = min(case.in_features, 128), min(case.out_features, 1024)
+    if case.kind == "memory":  # must be seen beside a process's other memory
+        return replace(case, rows=min(case.rows, 1024), in_features=64, out_features=min(case.out_features, 8192))
     return replace(
-        row,
-        rows=min(row.rows, max(128, (1 << 18) // (in_features * out_features))),
+        case,
+        rows=min(case.rows, max(128, (1 << 18) // (in_features * out_features))),
         in_features=in_features,
         out_features=out_features,
-        epochs=min(row.epochs, 5),
-        trials=min(row.trials, 3),
-        batch_size=min(row.batch_size, 128),
+        epochs=min(case.epochs, 5),
+        trials=min(case.trials, 3),
+        batch_size=min(case.batch_size, 128),
         measured=None,
     )

@@ -19,10 +19,10 @@ from torch import Tensor
 from torchintro import functional
 from torchintro.nn import initial_linear
 
-from .grid import free_memory
-from .report.text import ratio_text, time_text
-from .step import first_line
+from .machine import free_memory
 from .timing import Call, Effort, interleaved
+from .units import ratio_text, time_text
+from .work import first_line
 
 __all__ = ["SERIES", "WAYS", "Crossover", "Series", "lines", "measure", "run_crossover", "wins_from", "wins_text"]
 
@@ -48,7 +48,7 @@ class Series:
 
     @property
     def name(self) -> str:
-        """The shape of a row."""
+        """The shape of a step, without its rows."""
         return f"{self.in_features} -> {self.out_features}"
 
 

@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +20,10 @@ from torch import Tensor
 
 from torchintro import functional, reference
 
-from .cases import Row, count
-from .report.text import ratio_text, time_text
+from .cases import Case, count
+from .machine import free_memory
 from .timing import Effort, Measurement, interleaved
+from .units import dtype_name, ratio_text, time_text
 
 __all__ = ["DTYPES", "FULL_GRID", "PLANES", "QUICK_GRID", "Cell", "Grid", "Plane", "plan", "run_grid"]
 
@@ -135,7 +135,7 @@ class Plane:
     @property
     def name(self) -> str:
         """What distinguishes it from other planes."""
-        return f"{' '.join(SHORT[name] for name in self.gradients)}, {str(self.dtype).removeprefix('torch.')}"
+        return f"{' '.join(SHORT[name] for name in self.gradients)}, {dtype_name(self.dtype)}"
 
     @property
     def worst(self) -> Cell | None:
@@ -177,7 +177,7 @@ class Plane:
         worst = self.worst
         return {
             "gradients": list(self.gradients),
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.dtype),
             "columns": [
                 "rows",
                 "in_features",
@@ -219,7 +219,7 @@ def plan(grid: Grid, gradients: Sequence[str], dtype: torch.dtype, memory: float
     for n in grid.batches:
         for d in grid.features:
             for o in grid.features:
-                operations = count(Row("", "step", n, d, o, dtype, tuple(gradients))).operations
+                operations = count(Case("", "step", n, d, o, dtype, tuple(gradients))).operations
                 # The target, the prediction, its squared errors and its gradient; the input, its gradient; and so on.
                 elements = 4 * n * o + (1 + ("input" in gradients)) * n * d + 2 * d * o
                 reason = ""
@@ -272,19 +272,6 @@ def run_grid(
             show(line)
         done.append(plane)
     return done
-
-
-def free_memory(device: torch.device) -> float:
-    """Return the bytes that a step can take without anything else giving way; infinity where nobody tells."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024.0
-    except OSError:
-        pass
-    return math.inf
 
 
 def _cells(
@@ -361,7 +348,7 @@ def _disagreement(steps: dict[str, Step], gradients: Sequence[str], rows: int) -
     """Run both peers; return in words where the results differ by more than rounding, or nothing."""
     expected, found = steps["eager"](), steps["fused"]()
     unit = torch.finfo(expected[0].dtype).eps
-    # As for the rows' other peers: half the digits, or two where the sum is long.
+    # As for a case's other peers: half the digits, or two where the sum is long.
     allowed = math.sqrt(unit) + min(rows * unit, 0.01)
     for name, ours, theirs in zip(("loss", *gradients), found, expected, strict=True):
         difference = float(torch.linalg.vector_norm((ours - theirs).float()) / torch.linalg.vector_norm(theirs.float()))

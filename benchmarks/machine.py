@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import math
 import os
 import platform
 import shlex
@@ -20,13 +21,14 @@ from torchintro import _C
 from torchintro._version import __version__
 
 from .timing import Call, Effort, interleaved
+from .units import dtype_name
 
 __all__ = [
     "Limits",
     "Probe",
     "cpu_name",
     "describe",
-    "dtype_name",
+    "free_memory",
     "matrix_probe",
     "measure_limits",
     "products_probe",
@@ -49,7 +51,7 @@ COPIERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "copy_": lambda to, x: to.copy_(x),
     "neg": lambda to, x: torch.neg(x, out=to),
 }
-_CHOICE = Effort(block=0.002, seconds=0.1, rounds=(3, 7))  # to choose the way for one row
+_CHOICE = Effort(block=0.002, seconds=0.1, rounds=(3, 7))  # to choose the way for one case
 
 # Where a dtype's own products are emulated, or so slow that measuring them takes minutes, float32's rate is the limit.
 MATRIX_DTYPES = (torch.float32, torch.bfloat16)
@@ -125,11 +127,6 @@ class Limits:
         for dtype, rate in self.matrix.items():
             rates.append(f"matrix {dtype_name(dtype)} {rate / 1e9:.0f} GFLOP/s ({self.ways[dtype_name(dtype)]})")
         return rates
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return a dtype's name without its module."""
-    return str(dtype).removeprefix("torch.")
 
 
 def traffic_probes(limit: str, size: int, device: torch.device) -> list[Probe]:
@@ -231,7 +228,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join([_program(), *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -245,9 +242,9 @@ def describe(device: torch.device) -> dict[str, Any]:
     return machine
 
 
-def _program() -> str:
+def _program() -> list[str]:
     path = Path(sys.argv[0])
-    return path.parent.name if path.name == "__main__.py" else path.name
+    return ["python", "-m", path.parent.name] if path.name == "__main__.py" else [path.name]
 
 
 def cpu_name() -> str:
@@ -258,3 +255,16 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def free_memory(device: torch.device) -> float:
+    """Return the bytes that a step can take without anything else giving way; infinity where nobody tells."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024.0
+    except OSError:
+        pass
+    return math.inf

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-from .cases import Row
-from .step import StepWork, make_work
+from .cases import Case
+from .step import StepWork
+from .works import make_work
 
 __all__ = ["HOW", "extra_peak"]
 
@@ -34,16 +35,16 @@ _RESET_PEAK = "5"  # what /proc/self/clear_refs takes for it
 _SECONDS = 300
 
 
-def extra_peak(row: Row, peer: str, device: torch.device) -> int:
+def extra_peak(case: Case, peer: str, device: torch.device) -> int:
     """Return the extra peak memory of one peer's step in bytes.
 
     Raises:
         RuntimeError: The system does not tell, or the peer does not run there.
     """
-    alone = replace(row, kind="step", peers=(peer,))
+    alone = replace(case, kind="step", peers=(peer,))
     if device.type == "cuda":
         return _extra_peak_of_cuda(alone, device)
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     child = subprocess.run(
         [sys.executable, "-m", __name__],
         input=pickle.dumps((alone, torch.get_num_threads())),
@@ -58,9 +59,9 @@ def extra_peak(row: Row, peer: str, device: torch.device) -> int:
     return int(json.loads(child.stdout.splitlines()[-1])["extra_peak_bytes"])
 
 
-def _work(row: Row, device: torch.device) -> tuple[StepWork, str]:
-    work = make_work(row, device)
-    (peer,) = row.peers
+def _work(case: Case, device: torch.device) -> tuple[StepWork, str]:
+    work = make_work(case, device)
+    (peer,) = case.peers
     if not isinstance(work, StepWork) or peer not in work.calls:
         raise RuntimeError(f"bench: {work.skipped.get(peer, 'only steps can be measured')}")
     work.calls[peer]()
@@ -68,8 +69,8 @@ def _work(row: Row, device: torch.device) -> tuple[StepWork, str]:
     return work, peer
 
 
-def _extra_peak_of_cuda(row: Row, device: torch.device) -> int:
-    work, peer = _work(row, device)
+def _extra_peak_of_cuda(case: Case, device: torch.device) -> int:
+    work, peer = _work(case, device)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -78,8 +79,8 @@ def _extra_peak_of_cuda(row: Row, device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _extra_peak_of_process(row: Row) -> int:
-    work, peer = _work(row, torch.device("cpu"))
+def _extra_peak_of_process(case: Case) -> int:
+    work, peer = _work(case, torch.device("cpu"))
     try:
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
     except OSError as error:
@@ -98,9 +99,9 @@ def _status(name: str) -> int:
 
 
 def _main() -> None:
-    row, threads = pickle.load(sys.stdin.buffer)
+    case, threads = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(threads)
-    print(json.dumps({"extra_peak_bytes": _extra_peak_of_process(row)}))
+    print(json.dumps({"extra_peak_bytes": _extra_peak_of_process(case)}))
 
 
 if __name__ == "__main__":

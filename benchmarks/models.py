@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 
@@ -10,12 +11,12 @@ from torch import Tensor, nn
 
 from torchintro.nn import initial_linear
 
-from .cases import Row
+from .cases import Case
 from .peers import fused, loops
 from .peers import jax as jax_peers
 from .peers.loops import Batches
-from .step import Check, Outcome, Work, relative_error
 from .timing import Call
+from .work import Check, Outcome, Work, relative_error
 
 __all__ = ["ModelsWork", "exact_parameters"]
 
@@ -25,28 +26,28 @@ class ModelsWork(Work):
 
     LR = (1e-4, 1e-1)
 
-    def __init__(self, row: Row, device: torch.device, jax: bool) -> None:
-        super().__init__(row, device)
+    def __init__(self, case: Case, device: torch.device, jax: bool) -> None:
+        super().__init__(case, device)
         self.X, self.y = self._data()
-        self.initial = initial_linear(row.in_features, row.out_features, seed=0, dtype=row.dtype).to(device)
-        self.lrs = loops.learning_rates(*self.LR, row.trials)
+        self.initial = initial_linear(case.in_features, case.out_features, seed=0, dtype=case.dtype).to(device)
+        self.lrs = loops.learning_rates(*self.LR, case.trials)
         by_hand: dict[str, Batches] = {
-            "eager slices": functools.partial(loops.slices, row.batch_size),
-            "eager shuffled": functools.partial(loops.shuffled, row.batch_size),
+            "eager slices": functools.partial(loops.slices, case.batch_size),
+            "eager shuffled": functools.partial(loops.shuffled, case.batch_size),
         }
-        self.own = by_hand["eager shuffled" if row.shuffle else "eager slices"]
+        self.own = by_hand["eager shuffled" if case.shuffle else "eager slices"]
         self.batches = dict(by_hand)
         # By hand a part of the models is as good as all: they are trained one after the other.
-        self.trials = dict.fromkeys(row.peers, row.trials)
+        self.trials = dict.fromkeys(case.peers, case.trials)
         self.results: dict[str, Callable[[], Tensor]] = {}
         self.engine = ""
-        for peer in row.peers:
+        for peer in case.peers:
             if peer == "jax":
-                self._add_jax(jax)
+                self._add(peer, functools.partial(self._jax, jax))
             elif peer == "fused":
                 self._add(peer, self._fused)
             else:
-                self.trials[peer] = (row.measured or (row.trials, row.epochs))[0]
+                self.trials[peer] = (case.measured or (case.trials, case.epochs))[0]
                 self._add_by_hand(peer, by_hand[peer])
 
     def inputs(self) -> tuple[Tensor, Tensor]:
@@ -65,44 +66,40 @@ class ModelsWork(Work):
         def run() -> None:
             models.clear()
             for lr in self.lrs[:trials]:
-                model = nn.Linear(self.row.in_features, self.row.out_features, dtype=self.row.dtype, device=self.device)
-                model.load_state_dict(self.initial.state_dict())
-                loops.train(model, self.X, self.y, lr, self.row.epochs, batches)
+                model = copy.deepcopy(self.initial)
+                loops.train(model, self.X, self.y, lr, self.case.epochs, batches)
                 models.append(model)
 
         self.calls[peer] = run
         self.results[peer] = lambda: torch.stack([_flat(model.weight, model.bias) for model in models])
-        self.scales[peer] = self.row.trials / trials
-        if trials != self.row.trials:
+        self.scales[peer] = self.case.trials / trials
+        if trials != self.case.trials:
             part = f"the time of {trials} training{'s' if trials > 1 else ''}, scaled up by {self.scales[peer]:g}"
             self.notes.append(f"{peer}: not run in full: {part}")
 
-    def _add_jax(self, wanted: bool) -> None:
-        row = self.row
-        run = self._make_jax(
-            wanted,
-            lambda: jax_peers.JaxFit(
-                self.X,
-                self.y,
-                list(self.initial.parameters()),
-                lr=self.lrs,
-                epochs=row.epochs,
-                batch_size=row.batch_size,
-                shuffle=row.shuffle,
-            ),
+    def _jax(self, wanted: bool) -> Call:
+        case = self.case
+        make = functools.partial(
+            jax_peers.JaxFit,
+            self.X,
+            self.y,
+            list(self.initial.parameters()),
+            lr=self.lrs,
+            epochs=case.epochs,
+            batch_size=case.batch_size,
+            shuffle=case.shuffle,
         )
-        if run is None:
-            return
-        self.calls["jax"] = run
+        run = jax_peers.made(wanted, self.device, make)
         self.results["jax"] = run.outcome
-        if row.shuffle:
+        if case.shuffle:
             (order,) = torch.as_tensor(run.orders())
-            self.batches["jax"] = functools.partial(loops.ordered, order, row.batch_size)
+            self.batches["jax"] = functools.partial(loops.ordered, order, case.batch_size)
+        return run
 
     def _fused(self) -> Call:
-        row = self.row
+        case = self.case
         peer = fused.ModelsAtOnce(
-            self.X, self.y, self.initial, epochs=row.epochs, batch_size=row.batch_size, shuffle=row.shuffle
+            self.X, self.y, self.initial, epochs=case.epochs, batch_size=case.batch_size, shuffle=case.shuffle
         )
 
         def result() -> Tensor:
@@ -123,7 +120,7 @@ class ModelsWork(Work):
 
         @functools.cache
         def exact(batches: Batches) -> Tensor:
-            return exact_parameters(X, y, initial, self.lrs, self.row.epochs, batches)
+            return exact_parameters(X, y, initial, self.lrs, self.case.epochs, batches)
 
         return {
             peer: {

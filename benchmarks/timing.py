@@ -38,7 +38,7 @@ class Effort:
 
     Attributes:
         block: Seconds that one sample of a peer lasts at least; a fast call is repeated until then.
-        seconds: Seconds for all samples of all peers of a row.
+        seconds: Seconds for all samples of all peers of a case.
         rounds: Least and greatest number of samples of each peer.
     """
 

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from torchintro.nn import initial_linear
 
-from .fit import exact_losses
 from .peers import fused, loops
-from .report.text import ratio_text, time_text
-from .step import Check, Unavailable, first_line, relative_error
+from .study import exact_losses
 from .timing import DISTURBED, Interruptions, disturbed_text, once
+from .units import ratio_text, time_text
+from .work import Check, Unavailable, first_line, relative_error
 
 __all__ = ["FULL_PLAN", "LINES", "QUICK_PLAN", "SHAPES", "Curve", "Plan", "Point", "Shape", "measure", "run_trials"]
 
@@ -180,9 +180,7 @@ class _Trainings:
 
     def tune(self, trials: int, epochs: int) -> tuple[Tensor, Tensor]:
         """Let Optuna choose the learning rates."""
-        from torchintro.tuning.tune import tune  # brings Optuna, which takes a second to import
-
-        study = tune(self.X, self.y, n_trials=trials, epochs=epochs, lr=LR, seed=0)
+        study = fused.tuned(self.X, self.y, trials=trials, epochs=epochs, lr=LR)
         found = torch.tensor([(trial.params["lr"], trial.value) for trial in study.trials], dtype=torch.float64)
         self.engines["tune"] = str(study.trials[-1].user_attrs.get("engine", ""))
         lrs, losses = found.unbind(1)

@@ -1,4 +1,4 @@
-"""The training peers that are this package: its operator by itself, and many models at once.
+"""The training peers that are this package: its operator by itself, ``fit``, ``tune``, and many models at once.
 
 What they call is written here and nowhere else in the benchmark.
 """
@@ -6,17 +6,42 @@ What they call is written here and nowhere else in the benchmark.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from torchintro import functional
+from torchintro.training.fit import fit
 from torchintro.training.optimizers import Optimizer
 from torchintro.training.options import TrainingOptions
 from torchintro.training.row_kinds import MemoryRows
 from torchintro.training.train import Trained, train_models
 
-__all__ = ["ModelsAtOnce", "OperatorFit"]
+from ..work import Unavailable
+
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = ["ModelsAtOnce", "OperatorFit", "fitted", "tuned"]
+
+
+def fitted(model: nn.Linear, X: Tensor, y: Tensor, *, lr: float, epochs: int, **options: Any) -> str:
+    """Train a model further by :func:`torchintro.fit`, in place; return the engine that did it."""
+    return fit(model, X, y, lr=lr, epochs=epochs, seed=0, **options).engine
+
+
+def tuned(X: Tensor, y: Tensor, *, trials: int, epochs: int, lr: tuple[float, float]) -> optuna.Study:
+    """Return the study of :func:`torchintro.tune` over the learning rate.
+
+    Raises:
+        Unavailable: Optuna is not installed.
+    """
+    try:
+        from torchintro.tuning.tune import tune  # brings Optuna, which takes a second to import
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"{error.name} is not installed: pip install {error.name}") from None
+    return tune(X, y, n_trials=trials, epochs=epochs, lr=lr, seed=0)
 
 
 class OperatorFit:

@@ -1,7 +1,7 @@
-"""The work of a row in JAX: ``jit`` for a step, ``scan`` for a training run, ``vmap`` for the trainings of a study.
+"""The work of a case in JAX: ``jit`` for a step, ``scan`` for a training run, ``vmap`` for the trainings of a study.
 
-JAX is an extra. It is imported where a row wants it and never before, and gets as many threads as PyTorch has. The data
-are PyTorch's own memory, results are waited for, and what is compiled is compiled before any time is taken.
+JAX is an extra. It is imported where a case wants it and never before, and gets as many threads as PyTorch has. The
+data are PyTorch's own memory, results are waited for, and what is compiled is compiled before any time is taken.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import functools
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-__all__ = ["JaxFit", "JaxStep", "JaxStudy", "why_not"]
+from ..work import Unavailable, first_line
+
+__all__ = ["JaxFit", "JaxStep", "JaxStudy", "made", "why_not"]
+
+T = TypeVar("T")
 
 
 def why_not(device: torch.device) -> str:
@@ -29,6 +33,21 @@ def why_not(device: torch.device) -> str:
     if importlib.util.find_spec("jax") is None:
         return 'JAX is not installed: pip install "torchintro[jax]"'
     return ""
+
+
+def made(wanted: bool, device: torch.device, make: Callable[[], T]) -> T:
+    """Make JAX's side of a case.
+
+    Raises:
+        Unavailable: It is left out of this run, it cannot run here, or it failed.
+    """
+    reason = why_not(device) if wanted else "JAX is left out of this run"
+    if reason:
+        raise Unavailable(reason)
+    try:
+        return make()
+    except Exception as error:  # whatever XLA raises
+        raise Unavailable(f"JAX failed here: {first_line(error)}") from None
 
 
 @functools.cache

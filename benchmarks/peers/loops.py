@@ -12,8 +12,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
-from ..step import Unavailable, first_line
 from ..timing import Call
+from ..work import Unavailable, first_line
 
 __all__ = [
     "STEPS_A_CALL",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..step import Check, Unavailable, relative_error
+from ..work import Check, Unavailable, relative_error
 
 __all__ = ["DescentByRows", "RidgeSolve", "least_squares"]
 

@@ -5,12 +5,11 @@ import re
 
 import pytest
 import torch
+from bench_cases import CPU
 
-from benchmarks import command, crossover
+from benchmarks import crossover
 from benchmarks.crossover import WAYS, Crossover, Series, lines, measure, run_crossover, wins_from
 from benchmarks.timing import QUICK, Measurement
-
-CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -97,33 +96,8 @@ def test_all_series_are_printed(capsys):
     assert out.isascii()
 
 
-def test_the_record_of_the_cpu_has_none(tmp_path, capsys):
-    assert command.main("cpu", ["P1"], tmp_path / "r.json", quick=True) == 0
-    assert json.loads((tmp_path / "r.json").read_text())["crossover"] == []
-    capsys.readouterr()
-
-
 @pytest.mark.cuda
 def test_on_a_gpu(capsys):
     result = measure(Series(64, 1), torch.device("cuda", torch.cuda.current_device()), QUICK, most_rows=64)
     assert not result.failure
     assert list(result.seconds["GPU with transfer"]) == [1, 4, 16, 64]
-
-
-@pytest.mark.parametrize(
-    ("options", "measured"),
-    [({}, True), ({"rows": ["P1"]}, False), ({"rows": ["P1"], "crossover": True}, True)],
-    ids=["all rows", "a row", "a row and crossover"],
-)
-def test_the_command_measures_it_for_all_rows_or_when_asked(options, measured, monkeypatch, tmp_path, capsys):
-    description = command.describe(CPU)
-    monkeypatch.setattr(command, "_why_no_gpu", lambda: "")
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(command, "describe", lambda device: description)
-    monkeypatch.setattr(command, "_run", lambda *_, **__: (None, []))
-    failed = Crossover(Series(2, 1), failure="N = 1: RuntimeError: no")
-    monkeypatch.setattr(command, "run_crossover", lambda device, effort, *, quick: [failed])
-    path = tmp_path / "r.json"
-    assert command.main("cuda", json_path=path, **options) == (1 if measured else 0)
-    assert len(json.loads(path.read_text())["crossover"]) == measured
-    assert ("bench: crossover 2 -> 1 failed: N = 1: RuntimeError: no" in capsys.readouterr().err) == measured

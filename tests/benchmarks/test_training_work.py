@@ -1,40 +1,29 @@
-"""The benchmark's training rows: every peer does the row's work, and one that does not is found out."""
+"""The peers of training runs and studies: each does the case's work, and one that does not is found out."""
 
 import contextlib
 import functools
 import importlib.util
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from bench_cases import CPU, LIMITS, case_named, measured
 
 import torchintro
-from benchmarks import command, models
-from benchmarks import fit as runs
-from benchmarks.cases import ROWS, Target, quick_row, select
-from benchmarks.machine import Limits
+from benchmarks import measure, models, study
+from benchmarks.cases import CASES, quick_case
 from benchmarks.peers import fused, loops
 from benchmarks.peers import sklearn as sklearn_peers
-from benchmarks.report import markdown as table
-from benchmarks.report.text import RowResult, row_lines
-from benchmarks.step import Unavailable, make_work
-from benchmarks.timing import QUICK, Measurement, once
+from benchmarks.report.text import case_lines
+from benchmarks.study import StudyWork
+from benchmarks.timing import QUICK, once
+from benchmarks.work import Unavailable
+from benchmarks.works import make_work
 from torchintro.nn import initial_linear
 
-CPU = torch.device("cpu")
-LIMITS = Limits(1e10, 1e10, {torch.float32: 1e11}, 64, {"read": "sum", "copy": "copy_", "float32": "mm"})
-TRAININGS = [row.id for row in ROWS if row.kind in ("fit", "models", "study")]
-
-
-def row_named(name):
-    (row,) = select([name])
-    return row
-
-
-def run(name, **changes):
-    row = replace(quick_row(row_named(name)), **changes)
-    return command.run_row(row, CPU, LIMITS, QUICK, compile=False, judge=False)
+TRAININGS = [case.id for case in CASES if case.kind in ("fit", "models", "study")]
 
 
 def has_jax():
@@ -62,59 +51,30 @@ def plain_graph(monkeypatch):
     monkeypatch.setattr(loops, "captured", captured)
 
 
-# Rows
-
-
-def test_rows_and_targets_of_training():
-    assert TRAININGS == ["P2", "P3", "P7", "P8a", "P8b", "P8c", "G3", "G4"]
-    targets = {name: row_named(name).targets for name in TRAININGS}
-    assert targets == {
-        "P2": (Target("eager", at_least=1000), Target("jax", at_least=10)),
-        "P3": (Target("limit", at_most=1.3),),
-        "P7": (Target("eager", at_least=900),),
-        "P8a": (Target("eager slices", at_least=8),),
-        "P8b": (Target("eager shuffled", at_least=8),),
-        "P8c": (),
-        "G3": (Target("eager", at_least=100),),
-        "G4": (Target("eager", at_least=500),),
-    }
-    assert [row.id for row in select(["P8"])] == ["P8a", "P8b", "P8c"]
-
-
-def test_the_work_of_a_training_row_in_words():
-    assert row_named("P2").work == "fit 100 epochs, 100x1 -> 1"
-    assert row_named("P8a").work == "fit 1 epoch, 1000000x64 -> 1, 1024 in order"
-    assert row_named("P8b").work == "fit 1 epoch, 1000000x64 -> 1, 1024 shuffled"
-    assert row_named("P8c").work == "16 fits 1 epoch, 1000000x64 -> 1, 1024 shuffled"
-
-
-# Every peer
-
-
 @pytest.mark.parametrize("name", TRAININGS)
-def test_every_peer_of_a_training_row_is_right(name, monkeypatch):
+def test_every_peer_of_a_training_case_is_right(name, monkeypatch):
     plain_compile(monkeypatch)
     plain_graph(monkeypatch)
-    row = quick_row(row_named(name))
-    result = command.run_row(row, CPU, LIMITS, QUICK, judge=False)
+    case = quick_case(case_named(name))
+    result = measure.run_case(case, CPU, LIMITS, QUICK, judge=False)
     assert result.status == "ok", result.failures
-    expected = set(row.peers)
+    expected = set(case.peers)
     if not has_jax():
         expected -= {"jax"}
     if not has_sklearn():
         expected -= {"sklearn", "ridge"}
     assert set(result.measurements) == expected
     assert set(result.checks) == expected
-    assert set(result.skipped) == set(row.peers) - expected
+    assert set(result.skipped) == set(case.peers) - expected
 
 
 @pytest.mark.parametrize("name", ["P2", "P8a", "P8b"])
 def test_the_compiled_loop_compiles(name):
-    row = replace(quick_row(row_named(name)), peers=("eager", "compile"), batch_size=0, rows=20)
+    case = replace(quick_case(case_named(name)), peers=("eager", "compile"), batch_size=0, rows=20)
     if name != "P2":
         # Ten whole batches and a shorter one, which is compiled by itself.
-        row = replace(row, peers=("eager slices", "compile"), batch_size=6, rows=64, shuffle=name == "P8b")
-    work = make_work(row, CPU, jax=False)
+        case = replace(case, peers=("eager slices", "compile"), batch_size=6, rows=64, shuffle=name == "P8b")
+    work = make_work(case, CPU, jax=False)
     assert work.skipped == {}
     assert work.verify()["compile"]["parameters"].passed
 
@@ -125,8 +85,8 @@ def test_full_batch_steps_are_compiled_together_and_make_all_epochs(monkeypatch)
     compiled = loops.compiled_steps
     monkeypatch.setattr(loops, "compiled_steps", lambda compile, steps: asked.append(steps) or compiled(compile, steps))
     for epochs in (5, 60, 100):
-        row = replace(row_named("P2"), epochs=epochs, peers=("eager", "compile"))
-        assert make_work(row, CPU).verify()["compile"]["parameters"].passed
+        case = replace(case_named("P2"), epochs=epochs, peers=("eager", "compile"))
+        assert make_work(case, CPU).verify()["compile"]["parameters"].passed
     assert asked == [5, 5, 25]
 
 
@@ -134,27 +94,27 @@ def test_full_batch_steps_are_compiled_together_and_make_all_epochs(monkeypatch)
 @pytest.mark.parametrize("rows", [64, 70])
 def test_jax_trains_by_batches(shuffle, rows):
     pytest.importorskip("jax", reason="JAX is not installed")
-    row = replace(quick_row(row_named("P8b")), rows=rows, batch_size=16, epochs=2, shuffle=shuffle)
+    case = replace(quick_case(case_named("P8b")), rows=rows, batch_size=16, epochs=2, shuffle=shuffle)
     baseline = "eager shuffled" if shuffle else "eager slices"
     if shuffle:  # of which every epoch has another, and the loop by hand only one
-        row = replace(row, epochs=1)
-    checks = make_work(replace(row, peers=(baseline, "jax")), CPU).verify()
+        case = replace(case, epochs=1)
+    checks = make_work(replace(case, peers=(baseline, "jax")), CPU).verify()
     assert checks["jax"]["parameters"].passed
-    several = replace(row, kind="models", trials=3, peers=(baseline, "jax"))
+    several = replace(case, kind="models", trials=3, peers=(baseline, "jax"))
     assert make_work(several, CPU).verify()["jax"]["parameters"].passed
 
 
 def test_a_peer_that_is_left_out_says_why(monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "sklearn" else find_spec(name))
-    skipped = run("P8a", peers=("eager slices", "compile", "sklearn")).skipped
+    skipped = measured("P8a", peers=("eager slices", "compile", "sklearn")).skipped
     assert skipped == {
         "compile": "torch.compile is left out of this run",
         "sklearn": 'scikit-learn is not installed: pip install "torchintro[cli]"',
     }
-    assert run("P7", peers=("eager", "ridge")).skipped["ridge"].startswith("scikit-learn is not installed")
-    assert run("G3", peers=("eager", "graph")).skipped == {"graph": "a CUDA graph needs a GPU"}
-    assert run("G4", peers=("eager", "graph")).skipped == {"graph": "a CUDA graph needs a GPU"}
+    assert measured("P7", peers=("eager", "ridge")).skipped["ridge"].startswith("scikit-learn is not installed")
+    assert measured("G3", peers=("eager", "graph")).skipped == {"graph": "a CUDA graph needs a GPU"}
+    assert measured("G4", peers=("eager", "graph")).skipped == {"graph": "a CUDA graph needs a GPU"}
 
 
 def test_a_loop_that_does_not_compile_is_left_out(monkeypatch):
@@ -165,8 +125,8 @@ def test_a_loop_that_does_not_compile_is_left_out(monkeypatch):
         return broken
 
     monkeypatch.setattr(torch, "compile", compile)
-    row = replace(quick_row(row_named("P2")), peers=("eager", "compile"))
-    result = command.run_row(row, CPU, LIMITS, QUICK)
+    case = replace(quick_case(case_named("P2")), peers=("eager", "compile"))
+    result = measure.run_case(case, CPU, LIMITS, QUICK)
     assert result.skipped == {"compile": "torch.compile failed here: no compiler"}
     assert result.status == "ok"
 
@@ -185,14 +145,14 @@ def test_what_computes_on_the_cpu_only_is_left_out_elsewhere():
 @pytest.mark.parametrize("name", ["G3", "G4"])
 def test_a_graph_of_plain_steps_where_the_compiled_ones_cannot_be_had(name, monkeypatch):
     plain_graph(monkeypatch)
-    result = run(name)  # without torch.compile
+    result = measured(name)  # without torch.compile
     assert result.status == "ok", result.failures
     assert "graph" in result.measurements
     assert any("of the plain step" in note for note in result.notes)
     plain_compile(monkeypatch)
-    row = replace(quick_row(row_named(name)), peers=("eager", "graph"))
-    if row.kind == "fit":
-        notes = make_work(row, CPU).notes
+    case = replace(quick_case(case_named(name)), peers=("eager", "graph"))
+    if case.kind == "fit":
+        notes = make_work(case, CPU).notes
         assert "graph is one CUDA graph of all epochs of the compiled steps" in notes
 
 
@@ -244,8 +204,8 @@ def test_capturing_that_fails_is_a_reason(monkeypatch):
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", ["G3", "G4"])
 def test_graphs_on_a_gpu(name):
-    row = quick_row(row_named(name))
-    result = command.run_row(row, torch.device("cuda", 0), LIMITS, QUICK, compile=False, judge=False)
+    case = quick_case(case_named(name))
+    result = measure.run_case(case, torch.device("cuda", 0), LIMITS, QUICK, compile=False, judge=False)
     assert result.status == "ok", result.failures
     assert "graph" in result.measurements
 
@@ -270,7 +230,7 @@ def wrong_operator(X, weight, y, *, linear_bias, lr):
 
 def test_an_operator_that_trains_wrongly_is_found(monkeypatch):
     monkeypatch.setattr(fused.functional, "linear_full_batch_fit", wrong_operator)
-    result = run("P2")
+    result = measured("P2")
     assert re.match(r"fused computes parameters with an error of \S+, where \S+ is allowed", result.failures[0])
     assert not result.measurements
 
@@ -280,9 +240,9 @@ def test_an_engine_that_ignores_the_order_is_found(monkeypatch):
         options.pop("seed", None)
         return torchintro.fit(*arguments, seed=1, **options)
 
-    monkeypatch.setattr(runs, "fit", fit)
+    monkeypatch.setattr(fused, "fit", fit)
     for name in ("P8a", "P8b"):
-        failures = run(name).failures
+        failures = measured(name).failures
         assert [failure.split(" with ")[0] for failure in failures] == ["fused computes parameters"]
 
 
@@ -297,21 +257,20 @@ def test_many_models_are_verified_one_by_one(shuffle, scale, status, monkeypatch
 
     monkeypatch.setattr(fused, "ModelsAtOnce", Models)
     baseline = "eager shuffled" if shuffle else "eager slices"
-    result = run("P8c", shuffle=shuffle, peers=(baseline, "fused"), rows=300)
+    result = measured("P8c", shuffle=shuffle, peers=(baseline, "fused"), rows=300)
     assert result.status == status, result.failures
     if status == "ok":
         assert any(note.startswith("fused is train_models, which ran '") for note in result.notes)
 
 
 def test_a_part_of_the_models_is_scaled_up():
-    row = replace(quick_row(row_named("P8c")), rows=300, trials=16, measured=(1, 1), peers=("eager shuffled", "fused"))
-    result = command.run_row(row, CPU, LIMITS, QUICK, judge=False)
+    result = measured("P8c", rows=300, trials=16, measured=(1, 1), peers=("eager shuffled", "fused"))
     assert result.status == "ok", result.failures
     note = "eager shuffled: not run in full: the time of 1 training, scaled up by 16"
     assert note in result.notes
     assert result.scales == {"eager shuffled": 16.0}
     assert result.record()["scales"] == {"eager shuffled": 16.0}
-    assert note in "\n".join(row_lines(result, set()))
+    assert note in "\n".join(case_lines(result, set()))
 
 
 def test_exact_parameters_are_those_of_training():
@@ -324,6 +283,36 @@ def test_exact_parameters_are_those_of_training():
         loops.train(model, X, y, lr, 2, batches)
         expected = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
         torch.testing.assert_close(parameters, expected, rtol=1e-12, atol=1e-14)
+
+
+# Studies
+
+
+@pytest.mark.parametrize(
+    ("seconds", "trials", "epochs", "scale"), [((1.0, 9.0), 2, 3, 2000 / 6), ((1.0, 1.2), 20, 100, 1.0)]
+)
+def test_a_study_whose_time_does_not_grow_with_the_epochs_is_run_in_full(monkeypatch, seconds, trials, epochs, scale):
+    asked = []
+    monkeypatch.setattr(StudyWork, "_tune", lambda self, *_: asked.append((self.trials["fused"], self.epochs["fused"])))
+    clock = iter([0.0, seconds[0], 100.0, 100.0 + seconds[1]])
+    monkeypatch.setattr(study, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    work = make_work(replace(case_named("P7"), rows=50), CPU, jax=False)
+    assert asked[1:] == [(2, 3), (2, 30)]
+    assert (work.trials["fused"], work.epochs["fused"]) == (trials, epochs)
+    assert work.scales == {"eager": pytest.approx(2000 / 6), "fused": pytest.approx(scale)}
+    assert "ridge" in work.calls  # which does no trials
+    assert [note for note in work.notes if "fused" in note and "scaled up" in note] == (
+        [f"eager, fused: not run in full: times of 2 trials x 3 epochs, scaled up by {scale:.0f}"] if scale > 1 else []
+    )
+
+
+def test_exact_losses_are_those_of_training():
+    case = replace(case_named("P7"), rows=60, in_features=5, out_features=2, measured=(2, 3))
+    work = make_work(case, CPU, jax=False)
+    X, y, lrs = work.X.double(), work.y.double(), torch.tensor([1e-3, 1e-1], dtype=torch.float64)
+    trained = [loops.train(work._initial().double(), X, y, lr, 7) for lr in lrs.tolist()]
+    found = study.exact_losses(X, y, work._initial().double(), lrs, 7)
+    torch.testing.assert_close(found, torch.stack(trained), rtol=1e-12, atol=0)
 
 
 # DataLoader
@@ -342,7 +331,7 @@ def test_the_loader_s_batches_are_known(shuffle):
 
 
 def test_a_slow_peer_is_timed_once():
-    result = run("P8b", peers=("eager shuffled", "DataLoader"))
+    result = measured("P8b", peers=("eager shuffled", "DataLoader"))
     assert len(result.measurements["DataLoader"].samples) == 1
     assert len(result.measurements["eager shuffled"].samples) > 1
     assert "DataLoader is one over a TensorDataset, of which a single run is timed" in result.notes
@@ -356,22 +345,24 @@ def test_a_slow_peer_is_timed_once():
 def test_a_descent_by_rows_must_end_near_the_least_loss(shuffle, monkeypatch):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     peers = ("eager shuffled" if shuffle else "eager slices", "sklearn")
-    good = run("P8a", peers=peers, shuffle=shuffle)
+    good = measured("P8a", peers=peers, shuffle=shuffle)
     assert good.status == "ok", good.failures
     assert 0 < good.checks["sklearn"]["loss"].error < good.checks["sklearn"]["loss"].allowed
     assert sklearn_peers.DescentByRows.NOTE in good.notes
     monkeypatch.setattr(sklearn_peers, "TIME_CONSTANTS", 0.5)  # it stops on the way
-    assert run("P8a", peers=peers, shuffle=shuffle).failures[0].startswith("sklearn computes loss with an error of")
+    assert (
+        measured("P8a", peers=peers, shuffle=shuffle).failures[0].startswith("sklearn computes loss with an error of")
+    )
 
 
 def test_the_closed_form_is_checked_against_its_own_solution(monkeypatch):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    good = run("P7", peers=("eager", "ridge"))
+    good = measured("P7", peers=("eager", "ridge"))
     assert good.status == "ok", good.failures
     assert sklearn_peers.RidgeSolve.NOTE in good.notes
     solve = sklearn_peers.least_squares
     monkeypatch.setattr(sklearn_peers, "least_squares", lambda X, y, ridge: solve(X, y, 100 * ridge))
-    assert run("P7", peers=("eager", "ridge")).failures[0].startswith("ridge computes parameters with an error of")
+    assert measured("P7", peers=("eager", "ridge")).failures[0].startswith("ridge computes parameters with an error of")
 
 
 def test_least_squares_is_that_of_lstsq():
@@ -379,48 +370,3 @@ def test_least_squares_is_that_of_lstsq():
     weight, bias = sklearn_peers.least_squares(X, y)
     solution = torch.linalg.lstsq(torch.cat([X, torch.ones(40, 1, dtype=X.dtype)], dim=1), y).solution
     torch.testing.assert_close(torch.cat([weight.T, bias[None]]), solution)
-
-
-# The README's table
-
-
-def training_result(name, device, times, **options):
-    return RowResult(row_named(name), device, {peer: Measurement((time,)) for peer, time in times.items()}, **options)
-
-
-def test_table_of_training():
-    rows = [
-        training_result("P2", "cpu", {"eager": 5e-3, "compile": 3e-4, "jax": 5e-5, "fit": 2e-5, "fused": 4e-6}),
-        training_result(
-            "P7", "cpu", {"eager": 60.0, "jax": 10.0, "ridge": 0.3, "fused": 0.06}, scales={"eager": 333.3}
-        ),
-        training_result("P8a", "cpu", {"eager slices": 0.08, "DataLoader": 3.4, "sklearn": 0.3, "fused": 0.008}),
-        training_result("P8c", "cpu", {"eager shuffled": 3.2, "fused": 0.03}, scales={"eager shuffled": 16.0}),
-        training_result("G3", "cuda", {"eager": 2e-2, "graph": 1e-3, "fit": 3e-4, "fused": 1e-4}),
-        training_result("P2", "cuda", {"eager": 2e-2, "fused": 1e-4}),
-    ]
-    record = {"schema": 2, "rows": [row.record() for row in rows]}
-    assert table.markdown(record) == [
-        "| work | eager | torch.compile | DataLoader | JAX | scikit-learn | fit | fused | against eager "
-        "| against JAX |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        "| fit, 100 epochs, 100 x 1 -> 1 | 5.00 ms | 0.30 ms | - | 0.050 ms | - | 0.020 ms | 0.0040 ms | 1250x | 13x |",
-        "| study, 20 trials x 100 epochs, 1M x 64 -> 1 | 60.0 s* | - | - | 10.0 s | 300 ms | - | 60.0 ms "
-        "| 1000x | 167x |",
-        "| fit, 1 epoch, 1M x 64 -> 1, batches of 1024 in order | 80.0 ms | - | 3400 ms | - | 300 ms | - | 8.00 ms "
-        "| 10x | - |",
-        "| 16 learning rates, 1 epoch, 1M x 64 -> 1, batches of 1024 shuffled | 3200 ms* | - | - | - | - | - | 30.0 ms "
-        "| 107x | - |",
-        "",
-        "*: a part was run, and its time scaled up.",
-        "",
-        "| work | eager | CUDA graph | fit | fused | against eager |",
-        "|---|---|---|---|---|---|",
-        "| fit, 100 epochs, 100 x 1 -> 1 | 20.0 ms | 1.00 ms | 0.30 ms | 0.10 ms | 200x |",
-    ]
-
-
-def test_trainings_of_an_older_record_are_left_out():
-    row = training_result("P2", "cpu", {"eager": 5e-3, "fused": 4e-6}).record()
-    with pytest.raises(ValueError, match="the record holds no row with figures"):
-        table.markdown({"schema": 1, "rows": [row]})

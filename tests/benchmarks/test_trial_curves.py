@@ -1,4 +1,4 @@
-"""`torchintro bench --trials`: what is run, what is scaled up and said to be, and the picture of it."""
+"""`python -m benchmarks --trials`: what is run, what is scaled up and said to be, and the picture of it."""
 
 import json
 import re
@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bench_cases import CPU
 
-from benchmarks import command, trials
+from benchmarks import run, trials
 from benchmarks.peers import fused
+from benchmarks.record import json_text
 from benchmarks.report import trials as trials_picture
-from benchmarks.report.text import json_text
+from benchmarks.run import Options, main
 from benchmarks.trials import FULL_PLAN, QUICK_PLAN, SHAPES, Curve, Plan, Point, Shape, lines, measure
 
-CPU = torch.device("cpu")
 SHAPE = Shape(40, 2)
 PLAN = Plan(trials=(1, 3, 10), epochs=10, part=2, seconds=1e9, sample=0.0, samples=1)
 
@@ -72,8 +73,8 @@ def test_a_wrong_line_is_not_timed_and_fails_the_run(monkeypatch, capsys):
             return trained
 
     monkeypatch.setattr(fused, "ModelsAtOnce", Wrong)
-    monkeypatch.setattr(command, "QUICK_PLAN", replace(QUICK_PLAN, trials=(1,)))
-    assert command.main(quick=True, trials=True, no_rows=True) == 1
+    monkeypatch.setattr(run, "QUICK_PLAN", replace(QUICK_PLAN, trials=(1,)))
+    assert main(Options(quick=True, trials=True, no_rows=True)) == 1
     out, err = capsys.readouterr()
     assert out.count("FAILED: models computes losses with an error of") == 2
     assert "bench: trials 100 x 1 -> 1 failed: models computes losses with an error of" in err
@@ -163,13 +164,13 @@ def test_the_picture_is_drawn_from_a_record(record, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="Matplotlib is not installed")
     path = tmp_path / "record.json"
     path.write_text(json_text(record))
-    assert command.main(record_path=path, plot=tmp_path / "new") == 0
+    assert main(Options(record=path, plot=tmp_path / "new")) == 0
     png, svg = tmp_path / "new" / "trials.png", tmp_path / "new" / "trials.svg"
     assert capsys.readouterr().out == f"written to {png}\nwritten to {svg}\n"
     assert png.read_bytes().startswith(b"\x89PNG")
     first = svg.read_text()
     assert len(first) < 200_000
-    command.main(record_path=path, plot=tmp_path / "new")
+    main(Options(record=path, plot=tmp_path / "new"))
     assert svg.read_text() == first
 
 
@@ -201,7 +202,7 @@ def test_nothing_to_draw(record, tmp_path):
 def test_without_rows_the_trials_alone(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="Matplotlib is not installed")
     path = tmp_path / "record.json"
-    assert command.main(json_path=path, quick=True, no_rows=True, trials=True, plot=tmp_path) == 0
+    assert main(Options(json=path, quick=True, no_rows=True, trials=True, plot=tmp_path)) == 0
     out = capsys.readouterr().out
     assert re.search(r"^100 x 1 -> 1 +1 +[\d.]+ ms\*? ", out, re.M)
     assert re.search(r"^1000 x 64 -> 1 +1 ", out, re.M)

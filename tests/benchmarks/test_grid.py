@@ -1,43 +1,16 @@
-"""The benchmark's grid of shapes and its picture, from times that are made up or mean nothing."""
+"""The benchmark's grid of shapes, from times that are made up or mean nothing."""
 
-import io
-import json
 import re
-import sys
-from contextlib import redirect_stdout
-from pathlib import Path
 
 import pytest
 import torch
+from bench_cases import CPU
 
 import torchintro
-from benchmarks import command
-from benchmarks.cases import count, quick_row, select
 from benchmarks.grid import FULL_GRID, PLANES, QUICK_GRID, Cell, Grid, Plane, plan, run_grid
-from benchmarks.report import roofline
-from benchmarks.report.text import json_text
+from benchmarks.run import Options, main
 from benchmarks.timing import Measurement
 from torchintro import reference
-
-CPU = torch.device("cpu")
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-# Those with steps: a record of training rows has nothing for the roofline.
-RECORDS = [
-    path for path in sorted(RESULTS.glob("*-cpu-*.json")) if roofline.points(json.loads(path.read_text()), "cpu")
-]
-assert RECORDS
-
-
-@pytest.fixture(scope="module")
-def quick_run(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bench") / "bench.json"
-    out = io.StringIO()
-    with redirect_stdout(out):
-        assert command.main("cpu", ["P1", "P4d"], path, quick=True, grid=True) == 0
-    return out.getvalue(), json.loads(path.read_text())
-
-
-# The grid
 
 
 def cell(eager, fused, shape=(1, 1, 1), **kwargs):
@@ -131,7 +104,7 @@ def test_a_wrong_cell_is_not_timed_and_fails_the_run(monkeypatch, capsys):
         return reference.linear_mse_loss(input, linear_weight, target, linear_bias=linear_bias)
 
     monkeypatch.setattr(torchintro.functional, "linear_mse_loss", wrong)
-    assert command.main(quick=True, grid=True, no_rows=True) == 1
+    assert main(Options(quick=True, grid=True, no_rows=True)) == 1
     out, err = capsys.readouterr()
     assert "grid dW db, float32: 0 cells" in out
     assert "left out: 18 cells, where the peers disagree" in out
@@ -141,7 +114,7 @@ def test_a_wrong_cell_is_not_timed_and_fails_the_run(monkeypatch, capsys):
 
 
 def test_grid_of_a_run(quick_run):
-    out, record = quick_run
+    out, record = quick_run.out, quick_run.record
     assert out.count("CPU grid, d") == 2
     assert "CPU grid, dX dW db, float32: eager / fused, forward and backward" in out
     assert len(re.findall(r"^worst cell: N=\d+, D=\d+, O=\d+: [\d.]+x \(eager ", out, re.M)) == 2
@@ -149,78 +122,3 @@ def test_grid_of_a_run(quick_run):
         assert len(plane["cells"]) == 18
         ratio = plane["columns"].index("ratio")
         assert plane["worst"][3] == min(measured[ratio] for measured in plane["cells"])
-
-
-# Record and picture
-
-
-def test_a_record_is_readable_json(quick_run):
-    _, record = quick_run
-    text = json_text({**record, "words": ["a [b", "c] d", 'JAX: "x[y]"'], "nothing": []})
-    assert json.loads(text)["words"] == ["a [b", "c] d", 'JAX: "x[y]"']
-    assert {**json.loads(text), **record} == json.loads(text)
-    assert len(text.splitlines()) < 500
-
-
-def test_points_of_the_picture(quick_run):
-    _, record = quick_run
-    (point,) = roofline.points(record, "cpu")  # P1 is only overhead
-    assert point.row == "P4d"
-    need = count(quick_row(select(["P4d"])[0]))
-    assert point.intensity == need.operations / need.bytes
-    assert set(point.rates) == {"eager", "fused"}
-    assert roofline.points(record, "cuda") == []
-
-
-def test_the_picture_is_drawn_from_a_record(quick_run, tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="Matplotlib is not installed")
-    _, record = quick_run
-    path = tmp_path / "record.json"
-    path.write_text(json_text(record))
-    assert command.main(record_path=path, plot=tmp_path / "new") == 0
-    png, svg = tmp_path / "new" / "roofline.png", tmp_path / "new" / "roofline.svg"
-    assert capsys.readouterr().out == f"written to {png}\nwritten to {svg}\n"
-    assert png.read_bytes().startswith(b"\x89PNG")
-    first = svg.read_text()
-    assert "<svg" in first
-    command.main(record_path=path, plot=tmp_path / "new")
-    assert svg.read_text() == first
-
-
-@pytest.mark.parametrize("path", RECORDS, ids=[path.stem for path in RECORDS])
-def test_names_in_the_picture_do_not_overlap(path):
-    pytest.importorskip("matplotlib", reason="Matplotlib is not installed")
-    record = json.loads(path.read_text())
-    found = roofline.points(record, "cpu")
-    figure = roofline._figure(record, "cpu", found)
-    (axes,) = figure.axes
-    names = {point.row for point in found}
-    boxes = [text.get_window_extent() for text in axes.texts if text.get_text() in names]
-    assert len(boxes) == len(names)
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("no json", "bench: from must be a record that bench --json wrote, but got"),
-        ("[]", "bench: from must be a record of schema 1 or 2 that bench --json wrote, but got"),
-        (
-            '{"schema": 1, "rows": []}',
-            "bench: there is nothing to plot: the record holds no step whose limit was measured",
-        ),
-        ('{"schema": 1}', "bench: the record must be one that bench --json wrote, but it lacks 'rows'"),
-    ],
-)
-def test_a_record_that_is_none_is_refused(text, message, tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="Matplotlib is not installed")
-    path = tmp_path / "record.json"
-    path.write_text(text)
-    assert command.main(record_path=path, plot=tmp_path) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_without_matplotlib_one_sentence_before_anything_is_measured(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert command.main(plot=tmp_path) == 2
-    assert capsys.readouterr().err == 'bench: plot needs matplotlib: pip install "torchintro[cli]"\n'

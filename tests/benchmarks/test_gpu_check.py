@@ -1,18 +1,13 @@
 """`make gpu-check` without a GPU: its parts with made-up commands, the search for tools, the merging of records."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
-spec = importlib.util.spec_from_file_location("gpu_check", PATH)
-gpu_check = importlib.util.module_from_spec(spec)
-sys.modules["gpu_check"] = gpu_check  # a dataclass looks its module up
-spec.loader.exec_module(gpu_check)
+from benchmarks import gpu_check
+from benchmarks.cases import CASES, select
 
 FIGURES = {
     "schema": 1,
@@ -150,13 +145,17 @@ def test_groups_are_saved_one_by_one_and_added_to_what_is_there(tmp_path):
     assert check.figures["rows"] == [old, *FIGURES["rows"]]
     assert check.figures["limits"] == {"cpu": 2, "cuda": 1}
     assert check.figures["crossover"] == ["kept"]
-    first, second = (command[-1] for command, _ in commands.calls)
-    assert "startswith('G1')" in first
-    assert "crossover=False" in first
-    assert "startswith('P1')" in second
-    assert "crossover=True" in second
-    for script in (first, second):
-        compile(script, "script", "exec")
+    path = str(check.figures_path)
+    assert [command[1:] for command, _ in commands.calls] == [
+        ["-m", "benchmarks", "--device", "cuda", "--row", "G1", "--json", path],
+        ["-m", "benchmarks", "--device", "cuda", "--row", "P1", "--crossover", "--json", path],
+    ]
+
+
+def test_every_case_is_in_one_group():
+    groups = {name: cases for name, cases in gpu_check.GROUPS.items() if name != "crossover"}
+    found = [case.id for cases in groups.values() for case in select(list(cases))]
+    assert sorted(found) == sorted(case.id for case in CASES)
 
 
 HEAD = {"device": "GPU"}

@@ -1,14 +1,14 @@
-"""`torchintro bench --from RECORD --table`: the README's figures from the record that they came from."""
+"""`python -m benchmarks --from RECORD --table`: the documentation's figures from the records that they came from."""
 
 import json
 from pathlib import Path
 
 import pytest
+from bench_cases import case_named
 
-from benchmarks import command
-from benchmarks.cases import select
+from benchmarks.record import Bound, CaseResult
 from benchmarks.report import markdown as table
-from benchmarks.report.text import Bound, RowResult
+from benchmarks.run import Options, main
 from benchmarks.timing import Measurement
 
 ROOT = Path(__file__).parents[2]
@@ -17,12 +17,12 @@ GPU_TIMES = {"eager": 4.0e-3, "compile": 3.0e-3, "max-autotune": 2.5e-3, "triton
 
 
 def result_of(name, device="cuda", fused=1.6e-3, limit=1.5e-3):
-    (row,) = select([name])
-    times = {peer: GPU_TIMES[peer] for peer in row.peers if peer in GPU_TIMES} | {"fused": fused}
-    if row.kind == "memory":
-        return RowResult(row, device, {peer: Measurement((time * 2**40,)) for peer, time in times.items()})
+    case = case_named(name)
+    times = {peer: GPU_TIMES[peer] for peer in case.peers if peer in GPU_TIMES} | {"fused": fused}
+    if case.kind == "memory":
+        return CaseResult(case, device, {peer: Measurement((time * 2**40,)) for peer, time in times.items()})
     measured = {peer: Measurement((time,)) for peer, time in times.items()}
-    return RowResult(row, device, measured, Bound("copy", limit, Measurement((limit,))))
+    return CaseResult(case, device, measured, Bound("copy", limit, Measurement((limit,))))
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def gpu_record():
 
 
 def test_the_readme_s_table_comes_from_its_record(capsys):
-    assert command.main(record_path=OF_THE_README, table=True) == 0
+    assert main(Options(record=OF_THE_README, table=True)) == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 2 + len(table.CPU_ROWS)
     assert out in (ROOT / "README.md").read_text()
@@ -41,7 +41,7 @@ def test_the_readme_s_table_comes_from_its_record(capsys):
 
 def test_the_readme_s_table_of_training_comes_from_its_record(capsys):
     record = OF_THE_README.with_name("2026-11-25-cpu-training-intel-xeon-amx.json")
-    assert command.main(record_path=record, table=True) == 0
+    assert main(Options(record=record, table=True)) == 0
     out = capsys.readouterr().out
     assert out.count("| study, ") == 2
     assert out in (ROOT / "README.md").read_text()
@@ -80,7 +80,7 @@ def test_the_record_of_gpu_check_is_taken_too(gpu_record, tmp_path, capsys):
     path = tmp_path / "record.json"
     for record in (gpu_record, {"device": "GPU", "parts": {}, "benchmarks": gpu_record}):
         path.write_text(json.dumps(record))
-        assert command.main(record_path=path, table=True) == 0
+        assert main(Options(record=path, table=True)) == 0
         assert capsys.readouterr().out == "\n".join(table.markdown(gpu_record)) + "\n"
 
 
@@ -99,7 +99,7 @@ def test_the_record_of_gpu_check_is_taken_too(gpu_record, tmp_path, capsys):
 def test_records_without_a_table(record, message, tmp_path, capsys):
     path = tmp_path / "record.json"
     path.write_text(json.dumps(record))
-    assert command.main(record_path=path, table=True) == 2
+    assert main(Options(record=path, table=True)) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(message)
@@ -117,3 +117,45 @@ def test_times_have_two_or_three_digits(seconds, text):
 
 def test_ratios_have_two_digits():
     assert [table._digits(value, 2) for value in (0.456, 1.04, 9.96, 17.3, 912.0)] == ["0.46", "1.0", "10", "17", "912"]
+
+
+def training_result(name, device, times, **options):
+    return CaseResult(case_named(name), device, {peer: Measurement((time,)) for peer, time in times.items()}, **options)
+
+
+def test_table_of_training():
+    rows = [
+        training_result("P2", "cpu", {"eager": 5e-3, "compile": 3e-4, "jax": 5e-5, "fit": 2e-5, "fused": 4e-6}),
+        training_result(
+            "P7", "cpu", {"eager": 60.0, "jax": 10.0, "ridge": 0.3, "fused": 0.06}, scales={"eager": 333.3}
+        ),
+        training_result("P8a", "cpu", {"eager slices": 0.08, "DataLoader": 3.4, "sklearn": 0.3, "fused": 0.008}),
+        training_result("P8c", "cpu", {"eager shuffled": 3.2, "fused": 0.03}, scales={"eager shuffled": 16.0}),
+        training_result("G3", "cuda", {"eager": 2e-2, "graph": 1e-3, "fit": 3e-4, "fused": 1e-4}),
+        training_result("P2", "cuda", {"eager": 2e-2, "fused": 1e-4}),
+    ]
+    record = {"schema": 2, "rows": [row.record() for row in rows]}
+    assert table.markdown(record) == [
+        "| work | eager | torch.compile | DataLoader | JAX | scikit-learn | fit | fused | against eager "
+        "| against JAX |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        "| fit, 100 epochs, 100 x 1 -> 1 | 5.00 ms | 0.30 ms | - | 0.050 ms | - | 0.020 ms | 0.0040 ms | 1250x | 13x |",
+        "| study, 20 trials x 100 epochs, 1M x 64 -> 1 | 60.0 s* | - | - | 10.0 s | 300 ms | - | 60.0 ms "
+        "| 1000x | 167x |",
+        "| fit, 1 epoch, 1M x 64 -> 1, batches of 1024 in order | 80.0 ms | - | 3400 ms | - | 300 ms | - | 8.00 ms "
+        "| 10x | - |",
+        "| 16 learning rates, 1 epoch, 1M x 64 -> 1, batches of 1024 shuffled | 3200 ms* | - | - | - | - | - | 30.0 ms "
+        "| 107x | - |",
+        "",
+        "*: a part was run, and its time scaled up.",
+        "",
+        "| work | eager | CUDA graph | fit | fused | against eager |",
+        "|---|---|---|---|---|---|",
+        "| fit, 100 epochs, 100 x 1 -> 1 | 20.0 ms | 1.00 ms | 0.30 ms | 0.10 ms | 200x |",
+    ]
+
+
+def test_trainings_of_an_older_record_are_left_out():
+    row = training_result("P2", "cpu", {"eager": 5e-3, "fused": 4e-6}).record()
+    with pytest.raises(ValueError, match="the record holds no row with figures"):
+        table.markdown({"schema": 1, "rows": [row]})
