@@ -26,7 +26,7 @@ from .shell import console, interruption, made, run_folder
 __all__ = ["train"]
 
 
-def train(
+def train(  # noqa: PLR0913 (the options of a command)
     data: options.Data = "diabetes",
     target: options.Target = None,
     feature: options.Feature = None,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["tune"]
 
 
-def tune(
+def tune(  # noqa: PLR0913 (the options of a command)
     data: options.Data = "diabetes",
     target: options.Target = None,
     feature: options.Feature = None,

@@ -78,7 +78,7 @@ class DivergedError(ArithmeticError):
         return type(self), (self.epoch, self.loss, self.lr, self.losses, self.engine, self.kind)
 
 
-def fit(
+def fit(  # noqa: PLR0913 (a public function)
     model: nn.Linear,
     X: ArrayLike | Table | LinearStatistics,
     y: ArrayLike | None = None,

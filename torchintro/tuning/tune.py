@@ -34,7 +34,7 @@ _OPENINGS = 20
 _OPENING_SECONDS = 0.1
 
 
-def tune(
+def tune(  # noqa: PLR0913 (a public function)
     X: ArrayLike | Table | LinearStatistics,
     y: ArrayLike | None = None,
     *,
