@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..data import datasets
-from ..data.files import read_features, read_table
 from ..data.gather import gather
+from ..data.table import read_table
 from ..evaluation import evaluate, of_statistics
 from ..nn import Standardize, initial_linear
 from ..statistics import LinearStatistics
@@ -145,8 +145,7 @@ def data_of(saved: SavedModel, data: str, with_targets: bool = True) -> datasets
         return _with_features(dataset, saved.feature_names)
     if with_targets:
         return read_table(data, target=saved.target_names, features=saved.feature_names)
-    X = read_features(data, saved.feature_names)
-    return datasets.Dataset(data, X, X[:, :0], saved.feature_names, ())
+    return read_table(data, target=(), features=saved.feature_names)
 
 
 def from_memory(
