@@ -31,11 +31,20 @@ class Streamable(Protocol):
     def out_features(self) -> int:
         """Number of targets."""
 
+    @property
+    def gathered_dtype(self) -> torch.dtype:
+        """Type in which statistics are best gathered."""
+
     def fingerprint(self) -> str:
         """Return a text that is another one for other rows."""
 
     def pieces(
-        self, *, share: tuple[int, int] = (0, 1), start: int = 0, progress: RowProgress = None
+        self,
+        *,
+        share: tuple[int, int] = (0, 1),
+        start: int = 0,
+        progress: RowProgress = None,
+        dtype: torch.dtype | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield features ``(n, in_features)`` and targets ``(n, out_features)``."""
 
@@ -47,5 +56,6 @@ class Streamable(Protocol):
         share: tuple[int, int] = (0, 1),
         start: int = 0,
         progress: RowProgress = None,
+        dtype: torch.dtype | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield features, targets and a mark ``(n,)`` on the rows held out."""

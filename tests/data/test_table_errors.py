@@ -9,10 +9,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from table_files import FORMATS, NAMES, gather, numbers, readers, write
+from table_files import FORMATS, NAMES, gather, numbers, write
 
 import torchintro
-from torchintro.data import csv as _csv
 from torchintro.data.table import open_table
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -61,12 +60,12 @@ def array(matrix: object):
         (".csv", text("a,a\n1,2\n"), {}, "has more than one column 'a'$"),
         (".csv", text("a\n1\n"), {}, "must have a column besides the target, but has only a$"),
         (".csv", text("a,b\n"), {}, "has no rows$"),
-        (".csv", text(""), {}, "is not a CSV table: Empty CSV file$"),
+        (".csv", text(""), {}, "is not a CSV table: it is empty$"),
         (".parquet", text(""), {}, "is not a PARQUET table: "),
         (".parquet", text("a,b\n1,2\n"), {}, "is not a PARQUET table: "),
         (".parquet", arrow(a=[], b=[]), {}, "has no rows$"),
         (".parquet", arrow(a=["x"], b=[1]), {}, "column 'a' of .* must be numeric, but holds string$"),
-        (".parquet", arrow(a=[[1]], b=[1]), {}, "column 'a' of .* must be numeric, but holds list<"),
+        (".parquet", arrow(a=[[1]], b=[1]), {}, "column 'a' of .* must be numeric, but holds list"),
         (".npy", text("a,b\n"), {}, r"is not a NumPy \.npy file of numbers$"),
         (".npy", text(b"\x93NUMPY\x07\x00"), {}, r"is not a NumPy \.npy file of numbers$"),
         (".npy", array([1.0]), {}, r"must have two dimensions, but has shape \(1,\)$"),
@@ -74,7 +73,13 @@ def array(matrix: object):
         (".npy", array([[{}, 1]]), {}, r"is not a NumPy \.npy file of numbers$"),
         (".npy", array(np.zeros((0, 2))), {}, "has no rows$"),
         (".npy", array(np.zeros((2, 0))), {}, "has no columns$"),
-        (".npz", text(""), {}, r"must end in one of \.parquet, \.csv, \.npy$"),
+        (".npz", text(""), {}, r"is not a NumPy \.npz file of numbers$"),
+        (
+            ".txt",
+            text("a,b\n1,2\n"),
+            {},
+            r"must end in one of \.csv, \.parquet, \.npy, \.npz, .* \(.csv and .tsv also in ",
+        ),
     ],
 )
 def test_bad_tables(tmp_path, suffix, make, arguments, message):
@@ -147,9 +152,7 @@ def test_missing_values_of_every_kind_in_parquet(tmp_path):
     ],
 )
 @pytest.mark.parametrize("rows", [0, 60])
-def test_a_bad_row_of_a_csv(tmp_path, monkeypatch, bad, message, rows):
-    monkeypatch.setattr(_csv, "RAW_BYTES", 64)
-    monkeypatch.setattr(_csv, "SAMPLE_BYTES", 40)
+def test_a_bad_row_of_a_csv(tmp_path, bad, message, rows):
     path = tmp_path / "t.csv"
     good = "".join(f"{i},{i}\n" for i in range(60))
     path.write_text(f"a,b\n{good[: None if rows else 0]}{bad}\n{good}")
@@ -169,7 +172,7 @@ def test_files_must_have_the_same_columns(tmp_path, kind):
 
 
 def test_a_folder_must_hold_one_kind(tmp_path):
-    with pytest.raises(ValueError, match=r"must hold files that end in one of .*, but has none$"):
+    with pytest.raises(ValueError, match=r"holds no table: its files must end in one of "):
         open_table(tmp_path)
     write(tmp_path / "a", "csv", numbers(10))
     write(tmp_path / "b", "npy", numbers(10))
@@ -197,7 +200,6 @@ def test_a_damaged_parquet_file(tmp_path):
     path.write_bytes(whole[:200] + b"\xff" * 20_000 + whole[20_200:])
     with pytest.raises(ValueError, match=rf"^Table\.pieces: {path} is not a PARQUET table: .*$"):
         gather(open_table(path))
-    assert readers() == []
 
 
 def test_an_npy_file_cut_short(tmp_path):
@@ -216,17 +218,17 @@ def test_an_npy_file_cut_short(tmp_path):
 
 @pytest.mark.parametrize(("path", "dtype"), [(3, torch.float32), ("t.npy", torch.int64), ("t.npy", "float32")])
 def test_bad_types(path, dtype):
-    with pytest.raises(TypeError, match=r"^open_table: (path|dtype) must be "):
+    with pytest.raises(TypeError, match=r"^open_table: (source|dtype) must be "):
         open_table(path, dtype=dtype)
 
 
-def test_without_pyarrow(tmp_path, monkeypatch):
+def test_without_polars(tmp_path, monkeypatch):
     for kind in ("parquet", "csv"):
         write(tmp_path / kind, kind, numbers(10))
     path = write(tmp_path / "t", "npy", numbers(10))
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "polars", None)
     for kind in ("parquet", "csv"):
-        with pytest.raises(ImportError, match=r'^open_table: needs pyarrow: pip install "torchintro\[tables\]"'):
+        with pytest.raises(ImportError, match=r'^open_table: needs polars: pip install "torchintro\[tables\]"'):
             open_table(tmp_path / f"{kind}.{kind}")
     assert len(gather(open_table(path))[0]) == 10
     assert torchintro.open_table is open_table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,7 @@ import torch
 
 from torchintro.data.table import Table
 
-pyarrow = pytest.importorskip("pyarrow")
-csv = pytest.importorskip("pyarrow.csv")
-parquet = pytest.importorskip("pyarrow.parquet")
+pl = pytest.importorskip("polars")
 
 NAMES = ["area", "rooms", "age", "price"]
 FORMATS = ["parquet", "csv", "npy", "npy by columns"]
@@ -31,11 +29,15 @@ def write(path: Path, kind: str, matrix: np.ndarray, group: int = 7) -> Path:
     if kind.startswith("npy"):
         np.save(path, np.asfortranarray(matrix) if kind == "npy by columns" else matrix)
         return path
-    table = pyarrow.table({name: matrix[:, i] for i, name in enumerate(names)})
+    frame = pl.DataFrame({name: matrix[:, i] for i, name in enumerate(names)})
     if kind == "parquet":
-        parquet.write_table(table, path, row_group_size=group)
+        frame.write_parquet(path, row_group_size=group)
+    elif kind == "arrow":
+        frame.write_ipc(path)
+    elif kind == "csv.gz":
+        path.write_bytes(gzip.compress(frame.write_csv().encode()))
     else:
-        csv.write_csv(table, path)
+        frame.write_csv(path)
     return path
 
 
@@ -43,10 +45,6 @@ def gather(table: Table, **arguments: object) -> tuple[torch.Tensor, torch.Tenso
     pieces = list(table.pieces(**arguments))
     X = torch.cat([X for X, _ in pieces] or [torch.empty(0, table.in_features)])
     return X, torch.cat([y for _, y in pieces] or [torch.empty(0, table.out_features)])
-
-
-def readers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "torchintro-reader"]
 
 
 def opened() -> list[Path]:

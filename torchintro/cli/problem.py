@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from ..data import datasets
 from ..data.datasets import Dataset
-from ..data.files import read_features, read_table
 from ..data.gather import gather
-from ..data.table import Table, open_table
+from ..data.table import Table, open_table, read_table
 from ..evaluation import evaluate
 from ..nn import Standardize
 from .shell import interruption, made, notices, row_progress
@@ -110,10 +109,7 @@ def open_rows(
         return _chosen(_built_in(data, seed), target, feature)
     if not Path(data).suffix:
         raise ValueError(f"--data must be synthetic, diabetes, a file with a suffix or a folder, but got {data!r}")
-    if target is None or target:
-        return read_table(data, target=target, features=feature, dtype=torch.float64)
-    X = read_features(data, feature or (), dtype=torch.float64)
-    return Dataset(data, X, X[:, :0], tuple(feature or ()), ())
+    return read_table(data, target=target, features=feature, dtype=torch.float64)
 
 
 def _built_in(name: str, seed: int) -> Dataset:

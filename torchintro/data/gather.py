@@ -68,7 +68,7 @@ def gather(
         progress: Likewise.
         checkpoint: File that keeps what was gathered: every ten seconds, when the pass is interrupted, and at its end.
             If it is there, the pass goes on from it. The bits of the result are those of a pass without interruption.
-        dtype: What the rows are converted to first; by default they stay in the table's.
+        dtype: What the rows are converted to first; by default the table says in which type they keep their digits.
         device: Where they are brought first, and where the statistics are.
     """
     sizes = (table.in_features, table.out_features)
@@ -85,6 +85,8 @@ def gather(
             print(f"going on after the {gathered.rows:,} rows that {checkpoint} holds", file=sys.stderr, flush=True)
     begin = time.perf_counter()
     options: dict[str, Any] = {"share": share, "start": gathered.rows, "progress": progress}
+    if dtype is None:
+        options["dtype"] = table.gathered_dtype
     pieces: Iterator[tuple[Tensor, ...]] = (
         table.pieces(**options) if fraction is None else table.marked_pieces(fraction, seed=seed, **options)
     )

@@ -1,8 +1,9 @@
-"""How far a stream of pieces has come: a bar on a terminal, lines elsewhere, or a function of the caller's."""
+"""How far a stream of pieces has come: a bar of tqdm's, or a function of the caller's."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from .._typing import RowProgress
 
 __all__ = ["reported"]
 
-# Between two lines where there is no terminal.
+# Between two bars where there is no terminal, on which each one is a line of its own.
 SECONDS_PER_LINE = 10.0
 
 Piece = TypeVar("Piece", bound="tuple[Any, ...]")
@@ -35,51 +36,15 @@ def reported(pieces: Iterator[Piece], progress: RowProgress, total: int | None) 
 def _reporter(progress: RowProgress, total: int | None) -> Iterator[Callable[[int, int | None, float], None]]:
     if callable(progress):
         yield progress
-    elif not progress:
+        return
+    if not progress:
         yield lambda rows, total, seconds: None
-    else:
-        bar = _bar(total)
-        if bar is None:
-            lines = _Lines()
-            yield lines.report
-            lines.end()
-        else:
-            with bar:
-                task = bar.add_task("rows", total=total, speed="")
+        return
+    tqdm: Any = importlib.import_module("tqdm").tqdm  # which Optuna brings
+    seconds = 0.1 if sys.stderr.isatty() else SECONDS_PER_LINE
+    with tqdm(total=total, unit=" rows", file=sys.stderr, mininterval=seconds, maxinterval=seconds) as bar:
 
-                def report(rows: int, total: int | None, seconds: float) -> None:
-                    bar.update(task, completed=rows, speed=f"{rows:,} rows, {rows / max(seconds, 1e-9):,.0f} rows/s")
+        def report(rows: int, total: int | None, seconds: float) -> None:
+            bar.update(rows - bar.n)
 
-                yield report
-
-
-def _bar(total: int | None) -> Any:
-    """Return rich's bar, None without rich or without a terminal."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    except ModuleNotFoundError:
-        return None
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return None
-    left = [TimeElapsedColumn()] if total is None else [TimeElapsedColumn(), TimeRemainingColumn()]
-    return Progress(BarColumn(), TextColumn("{task.fields[speed]}"), *left, console=console)
-
-
-class _Lines:
-    def __init__(self) -> None:
-        self._printed = 0.0
-        self._last = ""
-
-    def report(self, rows: int, total: int | None, seconds: float) -> None:
-        of = "" if total is None else f" of {total:,}"
-        self._last = f"{rows:,}{of} rows in {seconds:.1f} s, {rows / max(seconds, 1e-9):,.0f} rows/s"
-        if seconds - self._printed >= SECONDS_PER_LINE:
-            self._printed = seconds
-            self.end()
-
-    def end(self) -> None:
-        if self._last:
-            print(self._last, file=sys.stderr, flush=True)
-            self._last = ""
+        yield report

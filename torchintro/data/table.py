@@ -1,17 +1,15 @@
-"""Tables larger than memory: Parquet, CSV and NPY files, streamed in pieces while the last piece is used."""
+"""Tables in files or frames, streamed in pieces or read at once: :func:`open_table` and :func:`read_table`."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import hashlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,58 +17,65 @@ from .. import _checks
 from .._typing import RowProgress
 from ..nn import Standardize
 from ..statistics import LinearStatistics
-from . import columns as _columns
-from . import csv as _csv
-from .background import ahead
+from .columns import TableError, choose, listed, not_finite, spoken_by
+from .csv_files import CsvFile
+from .datasets import Dataset
 from .gather import gather
+from .numpy_files import NpyFile, NpzFile
 from .progress import reported
-from .readers import READERS, Block, File, Reader, cells
-from .split import MASK, Part, belongs
+from .sources import Block, FileSource, Frame, PolarsFile, Source, files_of, is_finite, partition_of
+from .split import MASK, Part, belongs, cut
 
-__all__ = ["Table", "open_table"]
-
-SUFFIXES = (".parquet", ".csv", ".npy")
+__all__ = ["Table", "open_table", "read_table"]
 
 # Of a piece, unless the caller says how many rows it has: enough for matrix products, little beside PyTorch itself.
 PIECE_BYTES = 16 << 20
 MOST_ROWS = 1 << 18
-CSV = _csv.CsvReader()
-# A share is cut at the end of a row group that is not further away than this part of it: no group is read twice then.
-SLACK = 0.1
+# Rows that are read at once where pieces are smaller.
+READ_ROWS = 1 << 12
 # A part of which so many rows are expected is not empty.
 SURE = 1000
 # Row numbers that are hashed at once.
 HASHED = 1 << 18
+FILES: dict[str, Callable[[Path, str], FileSource]] = {"CSV": CsvFile, "TSV": CsvFile, "NPY": NpyFile, "NPZ": NpzFile}
 
 
 def open_table(
-    path: str | Path,
+    source: Any,
     *,
     target: str | Sequence[str] | None = None,
     features: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
     standardize: Standardize | None = None,
 ) -> Table:
-    """Open a table to be streamed, of any size: a ``.parquet``, ``.csv`` or ``.npy`` file, or a folder of one kind.
+    """Open a table to be streamed, of any size: a file, a folder of files of one kind, or a frame in memory.
 
-    Streamed it gives the rows that :func:`torchintro.data.read_table` reads at once. A folder's files are taken in the
-    order of their names, those of its sub-folders too, hidden ones and other kinds of file left out; all must have the
-    same columns.
+    Files: ``.csv`` and ``.tsv`` with a line of names (also ``.csv.gz``, ``.csv.zst``), ``.parquet``, Arrow IPC
+    (``.arrow``, ``.feather``, ``.ipc``), ``.npy`` with a matrix whose columns are called ``0``, ``1``... and ``.npz``
+    with arrays ``X`` and ``y``, whose columns are ``X0``, ``X1``... and ``y0``, ``y1``...
+
+    A folder's files are taken in the order of their names, those of its sub-folders too, hidden ones and other kinds of
+    file left out; all must have the same columns. In a folder of Parquet or Arrow files, sub-folders called
+    ``name=value`` give a column ``name``, before the others.
 
     Args:
-        path: The file or folder.
-        target: Name or names of the target columns, ``()`` for none; by default the last column.
+        source: The path of the file or folder; or a frame: a Polars DataFrame or LazyFrame, a pandas DataFrame, a
+            pyarrow Table, or whatever else has ``__arrow_c_stream__``.
+        target: Name or names of the target columns, ``()`` for none; by default the last column (in a ``.npz`` file
+            those of ``y``).
         features: Names of the feature columns; by default all but the targets.
         dtype: Type of the tensors, a floating-point one.
-        standardize: What shifts and scales the features, fitted before on such features.
+        standardize: What shifts and scales the features, fitted before on such features. It does so in float64, before
+            they are rounded to ``dtype``.
 
     Returns:
         The table, of which only what describes it has been read.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ImportError: The files need pyarrow, which is not installed.
-        TypeError: ``dtype`` is no floating-point type.
+        ImportError: It needs Polars, which is not installed.
+        OSError: A file or a sub-folder cannot be read.
+        TypeError: ``source`` is something else, or ``dtype`` no floating-point type.
         ValueError: It is no such table, or a column is missing or not numeric.
 
     Example:
@@ -78,52 +83,104 @@ def open_table(
         >>> for X, y in table.pieces():  # doctest: +SKIP
         ...     statistics.update(X, y)
     """
-    function = "open_table"
+    with spoken_by("open_table"):
+        return _open(source, target, features, dtype, standardize)
+
+
+def read_table(
+    source: Any,
+    *,
+    target: str | Sequence[str] | None = None,
+    features: Sequence[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    standardize: Standardize | None = None,
+) -> Dataset:
+    """Read a table into memory.
+
+    Equivalent to ``open_table(source, ...).read()``.
+
+    Args:
+        source: As for :func:`open_table`.
+        target: As for :func:`open_table`.
+        features: As for :func:`open_table`.
+        dtype: As for :func:`open_table`.
+        standardize: As for :func:`open_table`.
+
+    Returns:
+        The data set, named after the file.
+
+    Raises:
+        ImportError: As for :func:`open_table`.
+        OSError: The file cannot be read.
+        TypeError: As for :func:`open_table`.
+        ValueError: The file is no such table, or a column is missing, not numeric or has missing values.
+
+    Example:
+        >>> dataset = read_table("houses.csv", target="price")  # doctest: +SKIP
+    """
+    with spoken_by("read_table"):
+        return _open(source, target, features, dtype, standardize)._read("read_table")
+
+
+def _open(
+    source: Any,
+    target: str | Sequence[str] | None,
+    features: Sequence[str] | None,
+    dtype: torch.dtype,
+    standardize: Standardize | None,
+) -> Table:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
-        raise TypeError(f"{function}: dtype must be a floating-point type of 16 bits or more, but got {dtype!r}")
-    if not isinstance(path, str | Path):
-        raise TypeError(f"{function}: path must be a string or a path, but got {type(path).__name__}")
-    path = Path(path)
-    paths = _find(function, path)
-    reader = _reader(paths[0].suffix.lower())
-    files = tuple(reader.describe(function, found) for found in paths)
+        raise TableError(f"dtype must be a floating-point type of 16 bits or more, but got {dtype!r}", TypeError)
+    path, files = _sources(source)
     names = files[0].names
     if not names:
-        raise ValueError(f"{function}: {paths[0]} has no columns")
+        raise TableError(f"{files[0].path} has no columns")
     for file in files[1:]:
         if file.names != names:
-            raise ValueError(
-                f"{function}: {file.path} must have the columns of {paths[0]}, {_columns.listed(names)}, "
-                f"but has {_columns.listed(file.names) or 'none'}"
+            raise TableError(
+                f"{file.path} must have the columns of {files[0].path}, {listed(names)}, "
+                f"but has {listed(file.names) or 'none'}"
             )
     if all(file.rows == 0 for file in files):
-        raise ValueError(f"{function}: {path} has no rows")
-    if target is None or len(target):
-        feature_names, target_names = _columns.choose(function, path, names, target, features, names[-1:])
-    else:
-        feature_names, target_names = names if features is None else tuple(features), ()
-        _columns.check_names(function, path, names, feature_names)
-    for file in files:
-        reader.check_numeric(function, file, (*feature_names, *target_names))
+        raise TableError(f"{path} has no rows")
+    feature_names, target_names = choose(path, names, target, features, files[0].default_targets)
+    wide = [file.is_wide((*feature_names, *target_names)) for file in files]
     if standardize is not None:
         if not isinstance(standardize, Standardize):
-            raise TypeError(f"{function}: standardize must be a Standardize, but got {type(standardize).__name__}")
+            raise TableError(f"standardize must be a Standardize, but got {type(standardize).__name__}", TypeError)
         if standardize.mean.shape[0] != len(feature_names):
-            raise ValueError(
-                f"{function}: standardize must be for {len(feature_names)} features, "
-                f"but is for {standardize.mean.shape[0]}"
+            raise TableError(
+                f"standardize must be for {len(feature_names)} features, but is for {standardize.mean.shape[0]}"
             )
-    return Table(path, files, feature_names, target_names, dtype, standardize)
+    return Table(path, files, feature_names, target_names, dtype, standardize, any(wide))
+
+
+def _sources(given: Any) -> tuple[Path | str, tuple[Source, ...]]:
+    """Return what a table is called and what it is read from: the one place that tells kinds of source apart."""
+    if isinstance(given, str | Path):
+        path = Path(given)
+        files = files_of(path)
+        base = path if path.is_dir() else path.parent
+        return path, tuple(
+            FILES[kind](file, kind) if kind in FILES else PolarsFile(file, kind, partition_of(file, base))
+            for file, kind in files
+        )
+    if hasattr(given, "__arrow_c_stream__") or hasattr(given, "collect_schema"):
+        frame = Frame(given)
+        return frame.path, (frame,)
+    raise TableError(
+        f"source must be a path or a frame (Polars, pandas, pyarrow), but got {type(given).__name__}", TypeError
+    )
 
 
 class Table:
-    """A table in files, made by :func:`open_table`, to be streamed as often as wanted.
+    """A table in files or in a frame, made by :func:`open_table`, to be streamed as often as wanted.
 
     It holds no open file and can be sent to other processes.
 
     Attributes:
-        path: The file or folder.
-        files: Its files, in order.
+        path: The file or folder; for a frame what it is.
+        files: The files, or the one frame, in order.
         feature_names: ``in_features`` names.
         target_names: ``out_features`` names.
         dtype: Type of the tensors.
@@ -131,21 +188,19 @@ class Table:
 
     def __init__(
         self,
-        path: Path,
-        files: tuple[File, ...],
+        path: Path | str,
+        files: tuple[Source, ...],
         feature_names: tuple[str, ...],
         target_names: tuple[str, ...],
         dtype: torch.dtype,
         standardize: Standardize | None,
+        wide: bool,
     ) -> None:
         self.path, self.files, self.dtype = path, files, dtype
         self.feature_names, self.target_names = feature_names, target_names
-        self._standardize = standardize
-        self._suffix = files[0].path.suffix.lower()
+        self._standardize, self._wide = standardize, wide
         self._part: Part | None = None
         self._rows: int | None = None
-        # CSV: where a share begins, once that has been counted.
-        self._found: dict[tuple[int, int], tuple[int, int, int, int]] = {}
 
     @property
     def in_features(self) -> int:
@@ -159,15 +214,20 @@ class Table:
 
     @property
     def bytes(self) -> int:
-        """Size on disk."""
-        return sum(file.size for file in self.files)
+        """Size on disk, 0 for a frame."""
+        return sum(file.size for file in self.files if isinstance(file, FileSource))
 
     @property
     def rows(self) -> int | None:
-        """Number of rows; None for CSV, whose rows nothing but reading counts."""
-        if self._rows is None and self._suffix != ".csv":
+        """Number of rows; None for CSV that has not been counted, by shares or ``start``, yet."""
+        if self._rows is None and all(file.rows is not None for file in self.files):
             self._rows = self._count(0, self._starts()[-1])
         return self._rows
+
+    @property
+    def gathered_dtype(self) -> torch.dtype:
+        """Type in which statistics are best gathered: float64 where ``dtype`` would round what the files hold."""
+        return torch.float64 if self._wide else self.dtype
 
     def __repr__(self) -> str:
         rows = "unknown rows" if self.rows is None else f"{self.rows} rows"
@@ -181,14 +241,42 @@ class Table:
     def fingerprint(self) -> str:
         """Return a text that is another one for other data: of names, sizes and times of the files, and of the columns.
 
-        Nothing of the files is read, so that a change which leaves size and time of a file alone is not seen.
+        Nothing of the files is read, so that a change which leaves size and time of a file alone is not seen. Of a
+        frame all numbers are read.
         """
-        base = self.path if self.path.is_dir() else self.path.parent
+        base = Path(self.path) if Path(self.path).is_dir() else Path(self.path).parent
         scaling = self._standardize
-        what: list[object] = [(file.path.relative_to(base).as_posix(), file.size, file.modified) for file in self.files]
+        what: list[object] = [file.identity(base) for file in self.files]
         what += [self.feature_names, self.target_names, str(self.dtype), self._part and tuple(self._part)]
         what += [] if scaling is None else [scaling.mean.tolist(), scaling.scale.tolist()]
         return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
+
+    def read(self) -> Dataset:
+        """Read all rows into memory.
+
+        Returns:
+            The data set, named after the file. What :meth:`split` holds out of the table, :func:`torchintro.data.split`
+            holds out of it.
+
+        Raises:
+            FileNotFoundError: As for :meth:`pieces`.
+            ValueError: As for :meth:`pieces`.
+
+        Example:
+            >>> train, held_out = (part.read() for part in open_table("houses.csv").split(0.2))  # doctest: +SKIP
+        """
+        return self._read("Table.read")
+
+    def _read(self, function: str) -> Dataset:
+        pieces = list(_pairs(self._stream(function, None, 1, (0, 1), 0, None)))
+        if not pieces:
+            raise ValueError(f"{function}: {self.path} has no rows")
+        X, y = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*pieces, strict=True))
+        numbers = None
+        if self._part is not None:
+            with spoken_by(function):
+                numbers = torch.from_numpy(np.flatnonzero(self._belongs(0, self._starts()[-1])))
+        return Dataset(str(self.path), X, y, self.feature_names, self.target_names, self._part, numbers)
 
     def split(self, fraction: float = 0.2, *, seed: int = 0) -> tuple[Table, Table]:
         """Cut the table into a training part and a held-out part, without reading it.
@@ -213,11 +301,13 @@ class Table:
             >>> train, held_out = open_table("houses.parquet").split(0.2)  # doctest: +SKIP
         """
         train, held_out = copy.copy(self), copy.copy(self)
-        for part, rows in zip((train, held_out), self._cut("Table.split", fraction, seed), strict=True):
+        for part, rows in zip(
+            (train, held_out), cut("Table.split", "fraction", self._part, fraction, seed), strict=True
+        ):
             part._part, part._rows = rows, None
             # Hashes of many rows are not counted for what is sure to be there.
-            share = (rows.high - rows.low) / 2**64
-            if (self._starts()[-1] if self._suffix != ".csv" else 0) * share < SURE and part.rows == 0:
+            known = sum(file.rows or 0 for file in self.files)
+            if known * (rows.high - rows.low) / 2**64 < SURE and part.rows == 0:
                 raise ValueError(
                     f"Table.split: of the {self.rows} rows of {self.path} fraction {fraction} and seed {seed} leave "
                     "none in one part"
@@ -232,11 +322,12 @@ class Table:
         share: tuple[int, int] = (0, 1),
         start: int = 0,
         progress: RowProgress = None,
+        dtype: torch.dtype | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Read the table from its first row to its last, piece by piece.
 
-        The next piece is read in a thread while the caller uses the one it got. The tensors are the caller's, to keep
-        or to change. Closing the iterator, or dropping it, ends the thread and closes the files.
+        Polars' threads read ahead while the caller uses the piece it got. The tensors are the caller's, to keep or to
+        change. Closing the iterator, or dropping it, ends the reading and closes the files.
 
         Args:
             rows: Rows of each piece but the last, which may have fewer; by default as many as make about 16 MB.
@@ -244,8 +335,9 @@ class Table:
             share: ``(rank, world_size)``: only this process's share of the rows. All shares together are the table,
                 each row once. docs/tables.md says how they are cut.
             start: How many rows of these to leave out, because an earlier run has had them.
-            progress: True shows a bar on a terminal and prints a line now and then elsewhere; a callable is given
-                ``(rows_done, rows_total, seconds)`` after each piece, ``rows_total`` None where it is not known.
+            progress: True shows a bar, by tqdm; a callable is given ``(rows_done, rows_total, seconds)`` after each
+                piece, ``rows_total`` None where it is not known.
+            dtype: Another type than the table's; float64 where the statistics of float64 rows are wanted.
 
         Yields:
             Features ``(n, in_features)`` and targets ``(n, out_features)``, both contiguous, all finite.
@@ -255,7 +347,7 @@ class Table:
             ValueError: A file is damaged or has changed, or a value is missing, infinite or no number: with its column
                 and its row, counted from 1 in the file. Or an argument is out of its range.
         """
-        return _pairs(self._stream("Table.pieces", rows, multiple, share, start, progress))
+        return _pairs(self._stream("Table.pieces", rows, multiple, share, start, progress, dtype=dtype))
 
     def marked_pieces(
         self,
@@ -267,6 +359,7 @@ class Table:
         share: tuple[int, int] = (0, 1),
         start: int = 0,
         progress: RowProgress = None,
+        dtype: torch.dtype | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Read the table as :meth:`pieces` does, with a mark on each row that :meth:`split` would hold out.
 
@@ -278,6 +371,7 @@ class Table:
             share: See there.
             start: See there.
             progress: See there.
+            dtype: See there.
 
         Yields:
             Features, targets and a boolean tensor ``(n,)``, True for the rows that are held out.
@@ -285,8 +379,9 @@ class Table:
         Raises:
             ValueError: As for :meth:`split` and :meth:`pieces`.
         """
-        _, part = self._cut("Table.marked_pieces", fraction, seed)
-        return self._stream("Table.marked_pieces", rows, multiple, share, start, progress, part)
+        function = "Table.marked_pieces"
+        _, part = cut(function, "fraction", self._part, fraction, seed)
+        return self._stream(function, rows, multiple, share, start, progress, part, dtype)
 
     def statistics(
         self,
@@ -298,7 +393,9 @@ class Table:
     ) -> LinearStatistics:
         """Gather the second moments of all rows in one pass over the files.
 
-        Equivalent to ``LinearStatistics(in_features, out_features).update(table)``, but that it can be interrupted.
+        Equivalent to ``LinearStatistics(in_features, out_features).update(table)``, but that it can be interrupted, and
+        that numbers of more digits than the table's dtype holds are gathered in float64: a column far from zero, such
+        as seconds since 1970, keeps its variance.
 
         Args:
             share: As for :meth:`pieces`.
@@ -363,28 +460,20 @@ class Table:
         )
         return gathered.train, gathered.held_out
 
-    def _cut(self, function: str, fraction: float, seed: int) -> tuple[Part, Part]:
-        """Return the two parts of this table."""
-        share = _checks.fraction(function, "fraction", fraction)
-        seed = _checks.integer(function, "seed", seed)
-        part = self._part or Part(0, 2**64, seed)
-        if part.seed != seed:
-            raise ValueError(
-                f"{function}: seed must be {part.seed} for a part of a table that was split by that one, but got {seed}"
-            )
-        return part.cut(share)
-
     # Everything below speaks of rows by their number in the whole table, which the hash needs.
 
     def _starts(self) -> list[int]:
-        """Return the number of the first row of each file, and of all rows; not for CSV."""
-        return [0, *np.cumsum([file.rows or 0 for file in self.files]).tolist()]
+        """Return the number of the first row of each file, and of all rows; CSV is counted for it."""
+        return [0, *np.cumsum([file.count() for file in self.files]).tolist()]
 
     def _count(self, first: int, last: int) -> int:
         """Return how many of the rows ``first`` to ``last`` belong to this part."""
         if self._part is None:
             return last - first
-        return sum(int(belongs(self._part, a, min(HASHED, last - a)).sum()) for a in range(first, last, HASHED))
+        return sum(int(self._belongs(a, min(a + HASHED, last)).sum()) for a in range(first, last, HASHED))
+
+    def _belongs(self, first: int, last: int, part: Part | None = None) -> Any:
+        return belongs(part or self._part or Part(0, 2**64, 0), np.arange(first, last))
 
     def _after(self, first: int, last: int, start: int) -> int:
         """Return the number of the row that follows ``start`` rows of this part from row ``first`` on."""
@@ -393,26 +482,11 @@ class Table:
         for a in range(first, last, HASHED):
             if start == 0:
                 return a
-            there = np.flatnonzero(belongs(self._part, a, min(HASHED, last - a)))
+            there = np.flatnonzero(self._belongs(a, min(a + HASHED, last)))
             if len(there) >= start:
                 return a + int(there[start - 1]) + 1
             start -= len(there)
         return last
-
-    def _range(self, rank: int, world_size: int) -> tuple[int, int]:
-        """Return the rows of a share: as many for each, but cut at a row group's end where one is near."""
-        starts = self._starts()
-        edges = np.array(
-            sorted({start + edge for file, start in zip(self.files, starts, strict=False) for edge in file.edges})
-        )
-        total = starts[-1]
-
-        def cut(k: int) -> int:
-            at = total * k // world_size
-            nearest = int(edges[np.abs(edges - at).argmin()])
-            return nearest if abs(nearest - at) <= SLACK * total / world_size else at
-
-        return cut(rank), cut(rank + 1)
 
     def _stream(
         self,
@@ -423,9 +497,12 @@ class Table:
         start: int,
         progress: RowProgress,
         mark: Part | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        dtype = dtype or self.dtype
         multiple = _checks.positive_integer(function, "multiple", multiple)
         if rows is None:
+            # By the table's dtype, so that a pass that goes on in another meets the same pieces.
             width = (self.in_features + self.out_features) * self.dtype.itemsize
             rows = min(max(PIECE_BYTES // width, 16), MOST_ROWS)
             rows = 1 << (rows.bit_length() - 1)
@@ -442,185 +519,111 @@ class Table:
             raise ValueError(f"{function}: start must be at least 0, but got {start}")
         if not (progress is None or isinstance(progress, bool) or callable(progress)):
             raise TypeError(f"{function}: progress must be True, False or a callable, but got {progress!r}")
-        total = None
-        if self._suffix == ".csv":
-            find = functools.partial(self._csv_blocks, function, rank, world_size, start)
-        else:
-            first, last = self._range(rank, world_size)
-            first = self._after(first, last, start)
-            total = self._count(first, last) if progress else None
-            find = functools.partial(self._blocks, function, first, last)
-        return reported(ahead(lambda: self._assemble(function, find(), rows, mark)), progress, total)
+        with spoken_by(function):
+            for file in self.files:
+                file.check()
+            first, last, total = 0, None, None
+            if world_size > 1 or start or self.rows is not None:
+                everything = self._starts()[-1]
+                first, last = (everything * k // world_size for k in (rank, rank + 1))
+                first = self._after(first, last, start)
+                total = self._count(first, last) if progress else None
+        stream = self._pieces(function, self._blocks(first, last, rows, dtype), rows, mark, dtype)
+        return reported(stream, progress, total)
 
-    def _blocks(self, function: str, first: int, last: int) -> Iterator[tuple[File, int, Block]]:
-        """Yield the blocks of the rows ``first`` to ``last``, each with its file and the number of its first row."""
-        reader, names = READERS[self._suffix], (*self.feature_names, *self.target_names)
-        for file, start in zip(self.files, self._starts(), strict=False):
-            low, high = max(first - start, 0), min(last - start, file.rows or 0)
-            if low < high:
-                file.check(function)
-                read = functools.partial(reader.blocks, function, file, names, self.in_features, low, high)
-                # pyarrow decodes the next batch while this one is turned to rows. NPY's blocks share their memory.
-                blocks = ahead(read) if self._suffix == ".parquet" else read()
+    def _blocks(
+        self, first: int, last: int | None, rows: int, dtype: torch.dtype
+    ) -> Iterator[tuple[Source, int, Block]]:
+        """Yield blocks of the rows ``first`` to ``last``, each with its file and the number of its first row."""
+        names = (*self.feature_names, *self.target_names)
+        wide = self._standardize is not None or (self._wide and dtype != torch.float32)
+        at_once = rows * max(READ_ROWS // rows, 1) if rows < READ_ROWS else rows
+        number = 0
+        for file in self.files:
+            end = None if last is None else number + file.count()
+            low, high = max(first - number, 0), None if last is None or end is None else min(last, end) - number
+            if high is None or low < high:
+                file.check()
+                done = low
+                blocks = file.blocks(names, self.in_features, wide=wide, first=low, last=high, rows=at_once)
                 with contextlib.closing(blocks):  # type: ignore[type-var]
                     for block in blocks:
-                        yield file, start + block.first, block
+                        yield file, number + block.first, block
+                        done = block.first + len(block.X)
+                end = number + done if end is None else end
+            number = number if end is None else end
 
-    def _csv_blocks(self, function: str, rank: int, world_size: int, skip: int) -> Iterator[tuple[File, int, Block]]:
-        """Yield the blocks that begin in a share of the bytes; those before are counted only."""
-        reader, names = CSV, (*self.feature_names, *self.target_names)
-        first, last = (self.bytes * k // world_size for k in (rank, rank + 1))
-        size = min(max(self.bytes // (32 * world_size), _csv.SAMPLE_BYTES), _csv.RAW_BYTES)
-        ends = np.cumsum([file.size for file in self.files]).tolist()
-        # Where the share was found before, else at the beginning: file, byte in it, row in it, and row in the table.
-        index, offset, row, number = self._found.get((rank, world_size), (0, 0, 0, 0))
-        for file, end in zip(self.files[index:], ends[index:], strict=True):
-            file.check(function)
-            for raw in _csv.raw_blocks(file.path, size, offset):
-                at = end - file.size + raw.offset
-                if at >= last:
-                    return
-                if at >= first:
-                    self._found.setdefault((rank, world_size), (index, raw.offset, row, number))
-                count = reader.count(function, file, raw) if at < first or skip else None
-                here = 0 if at < first or count is None else self._count(number, number + count)
-                if at >= first and (count is None or here > skip):
-                    block: Block = reader.parse(function, file, raw, names, self.in_features, row)
-                    count = block.rows
-                    if skip:
-                        gone = self._after(number, number + count, skip) - number
-                        yield file, number + gone, _Tail(block, gone)
-                    else:
-                        yield file, number, block
-                skip = max(skip - here, 0)
-                row, number = row + (count or 0), number + (count or 0)
-            index, offset, row = index + 1, 0, 0
-
-    def _assemble(
-        self, function: str, blocks: Iterator[tuple[File, int, Block]], rows: int, mark: Part | None
+    def _pieces(
+        self,
+        function: str,
+        blocks: Iterator[tuple[Source, int, Block]],
+        rows: int,
+        mark: Part | None,
+        dtype: torch.dtype,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Put blocks together to pieces of ``rows`` rows."""
-        shapes = (self.in_features, self.out_features)
-        limit = cells(rows, sum(shapes))
-        spare = None if self._part is None else [torch.empty(limit, n, dtype=self.dtype) for n in shapes]
-        piece: list[Tensor] | None = None
+        waiting: list[list[Tensor]] = []
         fill = 0
-        for file, number, block in blocks:
-            a = 0
-            while a < block.rows:
-                if piece is None:
-                    piece = [torch.empty(rows, n, dtype=self.dtype) for n in shapes]
-                    piece.append(torch.empty(rows if mark else 0, dtype=torch.bool))
-                    fill = 0
-                n = min(block.rows - a, limit, rows - fill)
-                if spare is None or self._part is None:
-                    out = [tensor[fill : fill + n] for tensor in piece]
-                    block.write(a, out[0], out[1])
-                    self._check(function, file, block, a, out)
-                    if mark is not None:
-                        out[2].copy_(torch.from_numpy(belongs(mark, number + a, n)))
-                    fill += n
-                else:
-                    out = [tensor[:n] for tensor in spare]
-                    block.write(a, out[0], out[1])
-                    self._check(function, file, block, a, out)
-                    kept = torch.from_numpy(np.flatnonzero(belongs(self._part, number + a, n)))
-                    for tensor, given in zip(piece, out, strict=False):
-                        torch.index_select(given, 0, kept, out=tensor[fill : fill + len(kept)])
-                    if mark is not None:
-                        marks = torch.from_numpy(belongs(mark, number + a, n))
-                        torch.index_select(marks, 0, kept, out=piece[2][fill : fill + len(kept)])
-                    fill += len(kept)
-                a += n
-                if fill == rows:
-                    yield self._finish(piece)
-                    piece = None
-        if piece is not None and fill:
-            # A copy, unless it is nearly the whole: a short last piece need not hold the memory of a long one.
-            ends = [tensor[:fill] for tensor in piece]
-            yield self._finish([end.clone() for end in ends] if fill < rows // 2 else ends)
+        with spoken_by(function), contextlib.closing(blocks):  # type: ignore[type-var]
+            for file, number, block in blocks:
+                parts, error = self._converted(file, block, dtype)
+                n = len(parts[0])
+                parts.append(torch.from_numpy(self._belongs(number, number + n, mark)) if mark else torch.empty(n, 0))
+                if self._part is not None:
+                    kept = torch.from_numpy(np.flatnonzero(self._belongs(number, number + n)))
+                    parts = [torch.index_select(part, 0, kept) for part in parts]
+                n, at = len(parts[0]), 0
+                while at < n:
+                    take = min(rows - fill, n - at)
+                    waiting.append([part[at : at + take] for part in parts] if take < n else parts)
+                    fill, at = fill + take, at + take
+                    if fill == rows:
+                        yield _together(waiting)
+                        waiting, fill = [], 0
+                del parts
+                if error is not None:
+                    raise error
+            if waiting:
+                yield _together(waiting)
 
-    def _finish(self, piece: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        X, y, mark = piece
+    def _converted(self, file: Source, block: Block, dtype: torch.dtype) -> tuple[list[Tensor], TableError | None]:
+        """Return a block's features, standardised, and targets in the wanted type, all finite.
+
+        These are the rows before the first that has a value which is not; the second is the error that names it.
+        """
+        X, y = torch.from_numpy(block.X), torch.from_numpy(block.y)
+        sound = is_finite(block.X, block.y)
         if self._standardize is not None:
-            scaling = self._standardize
-            X.sub_(scaling.mean.to(X)).div_(scaling.scale.to(X))
-        return X, y, mark
-
-    def _check(self, function: str, file: File, block: Block, start: int, out: list[Tensor]) -> None:
-        """Raise an error that names the first value that is not finite."""
-        if all(_sums_up(tensor) for tensor in out[:2]):
-            return
-        first = block.first + start + 1
-        found: list[tuple[int, ValueError]] = []
-        matrix = torch.cat(out[:2], 1)
-        for column, name in enumerate((*self.feature_names, *self.target_names)):
-            bad = (~matrix[:, column].isfinite()).nonzero()
-            if not len(bad):
-                continue
-            row = int(bad[0])
-            error = _columns.not_finite(
-                function, file.path, name, block.values(column, start + row, 1), first_row=first + row, count=False
-            )
-            kind = str(self.dtype).removeprefix("torch.")
-            beyond = f"{function}: column {name!r} of {file.path} has a value beyond {kind} in row {first + row}"
-            found.append((row, error or ValueError(beyond)))
-        if found:  # else the values are finite and only their sum is not
-            raise min(found, key=lambda pair: pair[0])[1]
+            mean, scale = (part.to("cpu", X.dtype) for part in (self._standardize.mean, self._standardize.scale))
+            X.sub_(mean).div_(scale)
+        parts = [part.to(dtype) for part in (X, y)]
+        if sound and (dtype.itemsize >= X.dtype.itemsize or all(_sums_up(part) for part in parts)):
+            return parts, None
+        bad = (~torch.cat(parts, 1).isfinite()).nonzero()
+        if not len(bad):
+            return parts, None
+        row, column = bad[0].tolist()
+        name, at = (*self.feature_names, *self.target_names)[column], block.first + row
+        error = not_finite(file.path, name, file.value(name, at), at + 1, str(dtype).removeprefix("torch."))
+        return [part[:row] for part in parts], error
 
 
-class _Tail:
-    """A block without its first rows."""
-
-    def __init__(self, block: Block, start: int) -> None:
-        self.first, self.rows = block.first + start, block.rows - start
-        self._block, self._start = block, start
-
-    def write(self, start: int, X: Tensor, y: Tensor) -> None:
-        self._block.write(self._start + start, X, y)
-
-    def values(self, column: int, start: int, rows: int) -> npt.NDArray[np.float64]:
-        return self._block.values(column, self._start + start, rows)
+def _together(parts: list[list[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a piece in memory of its own."""
+    if len(parts) == 1 and parts[0][0]._base is None:
+        X, y, mark = parts[0]
+    else:
+        X, y, mark = (torch.cat(column) for column in zip(*parts, strict=True))
+    return X, y, mark
 
 
 def _pairs(stream: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     with contextlib.closing(stream):  # type: ignore[type-var]
         for X, y, _ in stream:
             yield X, y
-            del X, y  # else they would live on while the caller waits for the next ones
-
-
-def _find(function: str, path: Path) -> list[Path]:
-    """Return the files of a table, in order."""
-    if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"{function}: {path} must end in one of {', '.join(SUFFIXES)}")
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f"{function}: there is no file or folder {path}")
-    files = [
-        file
-        for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).parts)
-        if file.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        and file.is_file()
-    ]
-    if not files:
-        raise ValueError(f"{function}: {path} must hold files that end in one of {', '.join(SUFFIXES)}, but has none")
-    suffix = files[0].suffix.lower()
-    for file in files:
-        if file.suffix.lower() != suffix:
-            raise ValueError(f"{function}: {path} must hold files of one kind, but has {files[0].name} and {file.name}")
-    return files
-
-
-def _reader(suffix: str) -> Reader | _csv.CsvReader:
-    return CSV if suffix == ".csv" else READERS[suffix]
+            del X, y, _  # else they would live on while the caller waits for the next ones
 
 
 def _sums_up(tensor: Tensor) -> bool:
     """Return whether the sum is finite: then every value is."""
-    if tensor.dtype in (torch.float32, torch.float64):
-        with np.errstate(over="ignore", invalid="ignore"):
-            return bool(np.isfinite(tensor.numpy().sum()))
-    return math.isfinite(tensor.sum(dtype=torch.float32).item())
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32 if tensor.dtype.itemsize == 2 else None)))
