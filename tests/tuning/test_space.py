@@ -6,11 +6,9 @@ import math
 
 import pytest
 
-from torchintro import training as engines
 from torchintro.data.datasets import synthetic
 from torchintro.nn import initial_linear
 from torchintro.training.fit import fit
-from torchintro.tuning import trials as _trials
 
 optuna = pytest.importorskip("optuna")  # the machine of `make gpu-check` may lack it
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution  # noqa: E402
@@ -65,21 +63,6 @@ def test_several_at_once_with_the_sampler_learning():
     assert [trial.params for trial in study.trials] == [trial.params for trial in again.trials]
 
 
-def test_trials_of_an_equal_batch_size_are_trained_together(monkeypatch):
-    groups = []
-    train_models = engines.train_models
-
-    def spy(data, *, lr, options, **others):
-        groups.append((options.batch_size, list(lr)))
-        return train_models(data, lr=lr, options=options, **others)
-
-    monkeypatch.setattr(engines, "train_models", spy)
-    study = tune(X, y, n_trials=10, epochs=2, search_space={"batch_size": [8, 16, None]}, seed=0)
-    assert sorted((size or 0) for size, _ in groups) == [0, 8, 16]
-    for size, rates in groups:
-        assert rates == [trial.params["lr"] for trial in study.trials if trial.params["batch_size"] == size]
-
-
 def test_the_others_of_a_trial_keep_equal_learning_rates_together():
     class Stubborn(optuna.samplers.RandomSampler):
         def sample_independent(self, study, trial, param_name, param_distribution):
@@ -90,71 +73,6 @@ def test_the_others_of_a_trial_keep_equal_learning_rates_together():
         rates = [trial.params["lr"] for trial in study.trials if trial.params["momentum"] == momentum]
         assert rates[0] == 0.01
         assert len(set(rates)) == 3
-
-
-def test_parameters_that_do_not_go_together_are_failed_trials():
-    space = {"momentum": [0.0, 0.9], "nesterov": [True, False]}
-    seen = []
-    study = tune(X, y, n_trials=20, epochs=2, search_space=space, seed=0, progress=lambda _, trial: seen.append(trial))
-    assert {trial.number for trial in seen} == {trial.number for trial in study.trials}
-    refused = [trial for trial in study.trials if trial.state.name == "FAIL"]
-    assert len(study.trials) - len(refused) == 20
-    assert refused
-    for trial in study.trials:
-        assert (trial in refused) == (trial.params["nesterov"] and trial.params["momentum"] == 0.0)
-        if trial in refused:
-            assert "Nesterov momentum requires a momentum" in trial.user_attrs["refused"]
-
-
-def test_a_search_in_which_nothing_goes_together_ends(monkeypatch):
-    class Unlucky(optuna.samplers.RandomSampler):
-        def sample_independent(self, study, trial, param_name, param_distribution):
-            values = {"momentum": 0.0, "nesterov": True, "lr": 0.01}
-            return values[param_name]
-
-    monkeypatch.setattr(_trials, "_MOST_REFUSED", 12)
-    storage = optuna.storages.InMemoryStorage()
-    with pytest.raises(ValueError, match=r"^tune: search_space must hold values that go together, but 12 trials"):
-        tune(
-            X,
-            y,
-            n_trials=5,
-            search_space={"momentum": [0.0, 0.9], "nesterov": [True, False]},
-            sampler=Unlucky(),
-            storage=storage,
-            study_name="s",
-        )
-    assert {t.state.name for t in optuna.load_study(study_name="s", storage=storage).trials} == {"FAIL"}
-
-
-def test_enqueued_trials_come_first_even_if_they_cannot_be():
-    options = {"epochs": 1, "storage": optuna.storages.InMemoryStorage(), "study_name": "s"}
-    options["search_space"] = {"momentum": (0.0, 0.9)}
-    study = tune(X, y, n_trials=1, **options)
-    study.enqueue_trial({"momentum": -1.0})
-    study.enqueue_trial({"lr": 3.0, "momentum": 0.5})
-    with pytest.warns(UserWarning, match="out of range"):
-        study = tune(X, y, n_trials=4, **options)
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL"] + ["COMPLETE"] * 3
-    assert study.trials[1].params["momentum"] == -1.0
-    assert study.trials[1].user_attrs["refused"].startswith("tune: momentum must be a finite number of at least 0")
-    assert study.trials[2].params == {"lr": 3.0, "momentum": 0.5}
-    study.enqueue_trial({"lr": -0.1})
-    with pytest.raises(ValueError, match=r"`-0.1` is invalid value"):  # Optuna's, as study.optimize raises it
-        tune(X, y, n_trials=5, **options)
-    states = [trial.state.name for trial in tune(X, y, n_trials=5, **options).trials]
-    assert states[5:] == ["FAIL", "COMPLETE"]
-
-
-def test_a_study_of_another_search_space_is_refused():
-    options = {"n_trials": 1, "epochs": 1, "storage": optuna.storages.InMemoryStorage(), "study_name": "s"}
-    tune(X, y, search_space={"momentum": (0.0, 0.9)}, **options)
-    tune(X, y, search_space={"momentum": (0.0, 0.9)}, **options)
-    changed = "^tune: the study 's' was made with search_space=.*'momentum': FloatDistribution"
-    with pytest.raises(ValueError, match=rf"{changed}.*, but got None"):
-        tune(X, y, **options)
-    with pytest.raises(ValueError, match=changed):
-        tune(X, y, search_space={"momentum": (0.0, 0.5)}, **options)
 
 
 TAKEN = "must hold values that the optimizer takes"

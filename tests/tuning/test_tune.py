@@ -1,12 +1,10 @@
-"""Studies: what a trial records, divergence, seeds, and studies that were interrupted."""
+"""The whole of tune: what a trial records, divergence, seeds, and every mistake in calling it."""
 
 from __future__ import annotations
 
 import math
-import signal
 import subprocess
 import sys
-import textwrap
 import warnings
 
 import pytest
@@ -20,15 +18,12 @@ from torchintro.training.options import ENGINES
 
 optuna = pytest.importorskip("optuna")  # the machine of `make gpu-check` may lack it
 from optuna.trial import TrialState  # noqa: E402
+from studies import lrs  # noqa: E402
 
 from torchintro.tuning.tune import best_lr, tune  # noqa: E402
 
 DATA = synthetic(60, seed=3)
 X, y = DATA.X, DATA.y
-
-
-def lrs(study):
-    return [trial.params["lr"] for trial in study.trials if trial.state == TrialState.COMPLETE]
 
 
 def near(value):
@@ -156,140 +151,6 @@ def test_any_sampler(sampler):
     assert len(lrs(study)) == 3
 
 
-def test_a_study_goes_on_where_it_was(device, tmp_path):
-    X, y = DATA.X.to(device), DATA.y.to(device)
-    options = {"epochs": 3, "storage": f"sqlite:///{tmp_path}/study.db", "study_name": "s", "seed": 0}
-    first = lrs(tune(X, y, n_trials=3, **options))
-    study = tune(X, y, n_trials=8, **options)
-    assert lrs(study)[:3] == first
-    assert len(set(lrs(study))) == len(study.trials) == 8
-    assert lrs(tune(X, y, n_trials=8, **options)) == lrs(study)
-    assert len(tune(X, y, n_trials=2, **options).trials) == 8
-    assert len(tune(X, y, n_trials=2, **(options | {"study_name": "other"})).trials) == 2
-
-
-def test_a_storage_object():
-    storage = optuna.storages.InMemoryStorage()
-    tune(X, y, n_trials=2, epochs=2, storage=storage, study_name="s")
-    assert len(tune(X, y, n_trials=5, epochs=2, storage=storage, study_name="s").trials) == 5
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"epochs": 4}, "was made with epochs=3, but got 4: give the same, or another study_name"),
-        ({"seed": 1}, "was made with seed=0, but got 1"),
-        ({"optimizer": "adam"}, "was made with optimizer='sgd', but got 'adam'"),
-        ({"optimizer_options": {"nesterov": False}}, "was made with optimizer_options=None, but got"),
-        ({"validation": 0.5}, r"was made with X=\[60, 1\], but got \[30, 1\]"),
-        ({"validation": (X[:5], y[:5])}, "was made with validation rows=0, but got 5"),
-    ],
-)
-def test_a_study_is_not_gone_on_with_by_other_settings(change, message):
-    options = {"n_trials": 1, "epochs": 3, "seed": 0, "storage": optuna.storages.InMemoryStorage(), "study_name": "s"}
-    tune(X, y, **options)
-    with pytest.raises(ValueError, match=f"^tune: the study 's' {message}"):
-        tune(X, y, **(options | change))
-
-
-def test_studies_of_others_are_refused():
-    storage = optuna.storages.InMemoryStorage()
-    study = optuna.create_study(storage=storage, study_name="mine")
-    study.add_trial(optuna.trial.create_trial(value=1.0))
-    with pytest.raises(ValueError, match=r"^tune: the study 'mine' holds trials that are not tune's$"):
-        tune(X, y, storage=storage, study_name="mine")
-    optuna.create_study(storage=storage, study_name="max", direction="maximize")
-    with pytest.raises(ValueError, match=r"^tune: the study 'max' does not minimise one value"):
-        tune(X, y, storage=storage, study_name="max")
-
-
-def test_ctrl_c_keeps_the_finished_trials():
-    storage = optuna.storages.InMemoryStorage()
-
-    def stop(study, trial):
-        if trial.number == 2:
-            raise KeyboardInterrupt
-
-    options = {"epochs": 2, "seed": 0, "storage": storage, "study_name": "s"}
-    level = optuna.logging.get_verbosity()
-    with pytest.raises(KeyboardInterrupt):
-        tune(X, y, n_trials=9, progress=stop, **options)
-    assert optuna.logging.get_verbosity() == level
-    states = [trial.state for trial in optuna.load_study(study_name="s", storage=storage).trials]
-    assert states == [TrialState.COMPLETE] * 3 + [TrialState.FAIL] * 6
-    assert len(lrs(tune(X, y, n_trials=5, **options))) == 5
-
-
-def test_ctrl_c_within_training(monkeypatch):
-    storage = optuna.storages.InMemoryStorage()
-    steps = []
-    step = torch.optim.SGD.step
-
-    def interrupted_step(self, closure=None):
-        steps.append(1)
-        if len(steps) == 8:
-            raise KeyboardInterrupt
-        return step(self, closure)
-
-    monkeypatch.setattr(torch.optim.SGD, "step", interrupted_step)
-    options = {"epochs": 3, "seed": 0, "storage": storage, "study_name": "s", "engine": "autograd"}
-    with pytest.raises(KeyboardInterrupt):
-        tune(X, y, n_trials=9, **options)
-    states = [trial.state for trial in optuna.load_study(study_name="s", storage=storage).trials]
-    assert states == [TrialState.COMPLETE] * 2 + [TrialState.FAIL] * 7  # this engine trains one after the other
-    study = tune(X, y, n_trials=4, **options)
-    assert len(set(lrs(study))) == 4
-
-
-@pytest.mark.slow
-def test_a_killed_study_goes_on(tmp_path):
-    storage = f"sqlite:///{tmp_path}/study.db"
-    script = tmp_path / "study.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        from torchintro.data.datasets import synthetic
-        from torchintro.tuning.tune import tune
-        data = synthetic(60, seed=3)
-        tune(data.X, data.y, n_trials=1000, epochs=100, seed=0, storage={storage!r}, study_name="s",
-             progress=lambda study, trial: print(trial.params["lr"], flush=True))
-        """)
-    )
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
-        seen = [float(process.stdout.readline()) for _ in range(3)]
-        process.send_signal(signal.SIGKILL)
-        seen += [float(line) for line in process.stdout]
-    assert process.returncode == -signal.SIGKILL
-    study = tune(X, y, n_trials=len(seen) + 4, epochs=100, seed=0, storage=storage, study_name="s")
-    finished = lrs(study)
-    # The kill may have come between a trial's record and its printing.
-    assert finished[: len(seen)] == seen
-    assert len(finished) == len(set(finished)) == len(seen) + 4
-    # What was cut off is still there, is not taken for finished, and does not stand in the way.
-    assert len(study.trials) - len(finished) <= 10
-
-
-def test_an_interrupt_while_a_trial_is_recorded():
-    class Interrupted(optuna.storages.InMemoryStorage):
-        def set_trial_state_values(self, *arguments, **options):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        tune(X, y, n_trials=2, epochs=1, storage=Interrupted())
-
-
-def test_logging_is_quiet_unless_asked_for(caplog):
-    optuna.logging.enable_propagation()
-    optuna.logging.set_verbosity(optuna.logging.INFO)
-    try:
-        tune(X, y, n_trials=1, epochs=1)
-        assert caplog.messages == []
-        tune(X, y, n_trials=1, epochs=1, progress=True)
-        assert any("Trial 0 finished" in message for message in caplog.messages)
-        assert optuna.logging.get_verbosity() == optuna.logging.INFO
-    finally:
-        optuna.logging.disable_propagation()
-
-
 def test_no_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -327,8 +188,13 @@ def test_no_warnings():
         ({"y": y[:, 0]}, ValueError, r"tune: y must have two dimensions, but got shape \(60,\): use y.unsqueeze\(-1\)"),
         ({"y": y[:3]}, ValueError, r"tune: y must have 60 rows, as X has, but got shape \(3, 1\)"),
         ({"X": X * math.nan}, ValueError, r"tune: X must be finite, but element \[0, 0\] is nan"),
-        ({"storage": 3}, TypeError, "tune: storage must be a URL or an Optuna storage, but got int"),
+        (
+            {"storage": 3},
+            TypeError,
+            "tune: storage must be a URL, the path of a journal or an Optuna storage, but got int",
+        ),
         ({"storage": "study.db"}, ValueError, "tune: storage 'study.db' cannot be used: Could not parse"),
+        ({"storage": "/no/such/folder/a.journal"}, ValueError, "tune: storage '/no.*' cannot be used: .*No such file"),
         ({"storage": "sqlite:////no/such/folder/a.db"}, ValueError, "tune: storage 'sqlite:.*' cannot be used: .*open"),
     ],
 )
@@ -337,12 +203,3 @@ def test_bad_calls(arguments, error, message):
     with pytest.raises(error, match=f"^{message}") as caught:
         tune(call.pop("X"), call.pop("y"), **call)
     assert "\n" not in str(caught.value)
-
-
-def test_a_study_of_other_rows_is_refused(device, tmp_path):
-    X, y = DATA.X.to(device), DATA.y.to(device)
-    storage = f"sqlite:///{tmp_path / 'study.db'}"
-    tune(X, y, n_trials=1, epochs=1, storage=storage, study_name="s")
-    tune(X, y, n_trials=2, epochs=1, storage=storage, study_name="s")
-    with pytest.raises(ValueError, match=r"was made with data \(SHA-256\)="):
-        tune(X, y + 1, n_trials=3, epochs=1, storage=storage, study_name="s")

@@ -1,11 +1,10 @@
-"""The search for hyper-parameters with Optuna: :func:`tune`. Only this, _search.py and _trials.py import Optuna."""
+"""The search for hyper-parameters with Optuna: :func:`tune`. Only this folder imports Optuna."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +16,19 @@ from .._typing import ArrayLike
 from ..nn import initial_linear
 from ..statistics import LinearStatistics
 from ..training.options import check_options
+from ..training.row_kinds import processes
 from ..training.rows import as_rows
-from .space import batch_size_of, check_values, default_sampler, learning_rates, other_parameters
-from .trials import Trainer, Trials, held_interrupts
+from .sampler import default_sampler
+from .space import check_values, learning_rates, other_parameters
+from .storage import open_storage
+from .study import logging_level, open_study, shared_study
+from .trainer import Trainer
+from .trials import Trials
 
 if TYPE_CHECKING:
     from ..data.table import Table
 
 __all__ = ["best_lr", "tune"]
-
-_SETTINGS = "torchintro"  # the study's user attribute with what makes its values comparable
-# How long to wait for another process to be done with a SQLite file: its own 5 seconds are few on a busy machine.
-_LOCK_SECONDS = 60
-# How often, and how long apart, to open a database of which another process makes the tables at the same time.
-_OPENINGS = 20
-_OPENING_SECONDS = 0.1
 
 
 def tune(  # noqa: PLR0913 (a public function)
@@ -48,7 +45,7 @@ def tune(  # noqa: PLR0913 (a public function)
     weight_decay: float = 0.0,
     optimizer_options: Mapping[str, Any] | None = None,
     validation: Sequence[ArrayLike] | Table | LinearStatistics | float | None = None,
-    storage: str | optuna.storages.BaseStorage | None = None,
+    storage: str | Path | optuna.storages.BaseStorage | None = None,
     study_name: str | None = None,
     sampler: optuna.samplers.BaseSampler | None = None,
     pruner: optuna.pruners.BasePruner | None = None,
@@ -88,7 +85,7 @@ def tune(  # noqa: PLR0913 (a public function)
         X: Features ``(N, D)``, tensor or NumPy array; a floating-point type is that of the model. Or a table
             (:func:`torchintro.open_table`) of any size, which is streamed: once for the whole study with the full
             batch. Where ``torch.distributed`` is initialised, every process streams its own share of the table, rank 0
-            runs the study, and all return it.
+            runs the study, and all return it: the others wait for it, within the timeout of the process group.
             Or :class:`torchintro.LinearStatistics` gathered before, for the full batch.
         y: Targets ``(N, T)``; None with a table or statistics, which have their own.
         n_trials: Number of finished trials wanted.
@@ -106,8 +103,9 @@ def tune(  # noqa: PLR0913 (a public function)
         validation: ``(X_val, y_val)``, with a table also another table, or the share of the rows to hold out (chosen by
             ``seed``); with a table or statistics those of the rows held out. The objective is the final validation
             loss; without validation, the final training loss.
-        storage: Where Optuna keeps the study: a URL such as ``"sqlite:///study.db"`` or a storage object; None keeps
-            it in memory.
+        storage: Where Optuna keeps the study: a file whose name ends in ``.journal`` or ``.log``, a URL such as
+            ``"sqlite:///study.db"`` or a storage object; None keeps it in memory. The file is one of Optuna's
+            ``JournalStorage``: a process that is killed holds up no other there, and leaves it whole.
         study_name: The study's name in the storage.
         sampler: Any Optuna sampler, by default ``TPESampler(constant_liar=False)``, seeded by ``seed`` plus the number
             of this call's first trial, so that neither two processes nor two calls with one seed draw the same. Of your
@@ -175,28 +173,29 @@ def tune(  # noqa: PLR0913 (a public function)
         **rows.identity(contents=storage is not None),  # only in a storage can a study be met again
     }
 
-    with _logging(optuna.logging.INFO if progress is True else optuna.logging.ERROR):
-        if trainer.rank > 0:
-            return trainer.follow()
-        with trainer.leading() as made:
-            study = _open_study(storage, study_name, sampler or default_sampler(seed), pruner, settings)
-            made(study)
-            trials = Trials(
-                study,
-                trainer,
-                lr=rates,
-                others=others,
-                prunes=pruner is not None,
-                seed=seed if sampler is None else None,
-                benchmark=benchmark,
-                progress=progress,
-            )
-            with _interrupts(), _optimizing(study):
-                while (missing := n_trials - _finished(study)) > 0 and not study._stop_flag:
-                    with held_interrupts():
-                        size = trials_per_batch or batch_size_of(study.sampler, n_trials - missing) or missing
-                    trials.run(min(size, missing, trainer.most_models))
-    return study
+    def opened() -> optuna.Study:
+        kept = open_storage(storage)
+        closing.callback(kept.remove_session)
+        return open_study(kept, study_name, sampler or default_sampler(seed), pruner, settings)
+
+    def run(study: optuna.Study) -> optuna.Study:
+        trials = Trials(
+            study,
+            trainer,
+            lr=rates,
+            others=others,
+            prunes=pruner is not None,
+            seed=seed if sampler is None else None,
+            benchmark=benchmark,
+            progress=progress,
+        )
+        trials.run(n_trials, trials_per_batch)
+        return study
+
+    with logging_level(optuna.logging.INFO if progress is True else optuna.logging.ERROR), ExitStack() as closing:
+        if rows.is_shared and processes() > 1:
+            return shared_study(opened, rows.moments, run)
+        return run(opened())
 
 
 def best_lr(study: optuna.Study) -> float | None:
@@ -218,11 +217,6 @@ def best_lr(study: optuna.Study) -> float | None:
     return float(best.params["lr"]) if best is not None and math.isfinite(best.values[0]) else None
 
 
-def _finished(study: optuna.Study) -> int:
-    with held_interrupts():
-        return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
-
-
 def _check_objects(sampler: object, pruner: object, progress: object) -> None:
     if sampler is not None and not isinstance(sampler, optuna.samplers.BaseSampler):
         raise TypeError(f"tune: sampler must be an Optuna sampler or None, but got {type(sampler).__name__}")
@@ -230,98 +224,3 @@ def _check_objects(sampler: object, pruner: object, progress: object) -> None:
         raise TypeError(f"tune: pruner must be an Optuna pruner or None, but got {type(pruner).__name__}")
     if not isinstance(progress, bool) and not callable(progress):
         raise TypeError(f"tune: progress must be True, False or a callable, but got {progress!r}")
-
-
-def _open_study(
-    storage: object,
-    study_name: str | None,
-    sampler: optuna.samplers.BaseSampler,
-    pruner: optuna.pruners.BasePruner | None,
-    settings: dict[str, Any],
-) -> optuna.Study:
-    if storage is not None and not isinstance(storage, (str, optuna.storages.BaseStorage)):
-        raise TypeError(f"tune: storage must be a URL or an Optuna storage, but got {type(storage).__name__}")
-    try:
-        study = optuna.create_study(
-            storage=_database(storage) if isinstance(storage, str) else storage,
-            study_name=study_name,
-            sampler=sampler,
-            pruner=pruner or optuna.pruners.NopPruner(),
-            direction="minimize",
-            load_if_exists=True,
-        )
-    except Exception as error:  # whatever the storage's driver raises
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
-        raise ValueError(f"tune: storage {storage!r} cannot be used: {reason}") from error
-    if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
-        raise ValueError(f"tune: the study {study.study_name!r} does not minimise one value, so it is not one of tune")
-    # Read in this order: another process writes its settings before it asks for trials.
-    has_trials = bool(study.get_trials(deepcopy=False))
-    earlier = study.user_attrs.get(_SETTINGS)
-    if earlier is None:
-        if has_trials:
-            raise ValueError(f"tune: the study {study.study_name!r} holds trials that are not tune's")
-        study.set_user_attr(_SETTINGS, settings)
-        return study
-    for key, value in settings.items():
-        if earlier.get(key) != value:
-            raise ValueError(
-                f"tune: the study {study.study_name!r} was made with {key}={earlier.get(key)!r}, but got {value!r}: "
-                "give the same, or another study_name, because the losses would not compare"
-            )
-    return study
-
-
-def _database(url: str) -> optuna.storages.BaseStorage | str:
-    if not url.startswith("sqlite"):
-        return url
-    for attempt in range(1, _OPENINGS + 1):
-        try:
-            return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _LOCK_SECONDS}})
-        except Exception as error:
-            # Optuna asks whether the tables are there and then makes them, between which another process may have.
-            raced = "already exists" in str(error) or "UNIQUE constraint" in str(error)
-            if not raced or attempt == _OPENINGS:
-                raise
-            time.sleep(_OPENING_SECONDS)
-    raise AssertionError
-
-
-@contextlib.contextmanager
-def _optimizing(study: optuna.Study) -> Iterator[None]:
-    """Let ``study.stop()`` work as within ``study.optimize``: samplers and callbacks end a study by it."""
-    study._stop_flag = False
-    study._thread_local.in_optimize_loop = True
-    try:
-        yield
-    finally:
-        study._thread_local.in_optimize_loop = False
-        study._storage.remove_session()
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[None]:
-    """Raise a KeyboardInterrupt that came while Optuna recorded a trial, of which its clean-up makes another error."""
-    try:
-        yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, KeyboardInterrupt):
-                raise KeyboardInterrupt from error
-            cause = cause.__cause__ or cause.__context__
-        raise
-
-
-@contextlib.contextmanager
-def _logging(level: int) -> Iterator[None]:
-    """Set Optuna's logging level for a while; it's one for the whole process."""
-    before = optuna.logging.get_verbosity()
-    if before == level:  # setting it empties the caches of all loggers there are
-        yield
-        return
-    optuna.logging.set_verbosity(level)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
