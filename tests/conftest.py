@@ -59,18 +59,3 @@ def run(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     return run
-
-
-@pytest.fixture
-def _small(monkeypatch):
-    """Make blocks so small that a few rows have many."""
-    from torchintro.data import csv as _csv
-    from torchintro.data import readers as _readers
-    from torchintro.data import table as tables
-
-    monkeypatch.setattr(_readers, "BLOCK_BYTES", 256)
-    monkeypatch.setattr(_readers, "TRANSPOSED", 24)
-    monkeypatch.setattr(_csv, "RAW_BYTES", 64)
-    monkeypatch.setattr(_csv, "SAMPLE_BYTES", 40)
-    monkeypatch.setattr(_csv, "PARSED_BYTES", 32)
-    monkeypatch.setattr(tables, "HASHED", 5)
