@@ -41,7 +41,7 @@ class Problem:
 
     Attributes:
         name: Of the data.
-        rows: How many it has.
+        rows: How many it has; None for CSV that is streamed and of which a part was left aside uncounted.
         feature_names: Names of the features.
         target_names: Names of the targets.
         parts: How many rows each part has, by its name.
@@ -54,7 +54,7 @@ class Problem:
     """
 
     name: str
-    rows: int
+    rows: int | None
     feature_names: tuple[str, ...]
     target_names: tuple[str, ...]
     parts: Mapping[str, int]
@@ -71,9 +71,10 @@ class Problem:
 
     def __str__(self) -> str:
         count = len(self.feature_names)
+        known = "" if self.rows is None else f"{self.rows} rows, "
         columns = f"{count} feature{'s' if count > 1 else ''} -> {', '.join(self.target_names)}"
         parts = ", ".join(f"{rows} {name}" for name, rows in self.parts.items())
-        return f"{self.name}: {self.rows} rows, {columns}; {parts}"
+        return f"{self.name}: {known}{columns}; {parts}"
 
 
 def is_streamed(data: str, stream: bool | None) -> bool:
@@ -246,7 +247,7 @@ def _streamed(
     held_out = gathered.held_out.standardized(standardize)[0] if share > 0 else None
     return Problem(
         name=str(table.path),
-        rows=table.rows or sum(counts),
+        rows=sum(counts) if rest is table else table.rows,
         feature_names=table.feature_names,
         target_names=table.target_names,
         parts={"to train": counts[0]} | ({} if held_out is None else {purpose: counts[1]}),
