@@ -66,13 +66,14 @@ FORKING = """
 import json, os, sys
 from torchintro.data.datasets import synthetic
 from torchintro.tuning.tune import tune
-data, children = synthetic(60, seed=3), []
+children = []
 for child, arguments in enumerate(json.loads(sys.argv[1])):  # one process that imports torch, and then several
     def told(study, trial):
         os.write(1, (json.dumps([child, os.getpid(), trial.number, trial.params["lr"]]) + chr(10)).encode())
     if process := os.fork():
         children.append(process)
         continue
+    data = synthetic(60, seed=3)  # not before: what torch's threads hold would stay held
     try:
         tune(data.X, data.y, epochs=20, seed=0, study_name="s", progress=told, **arguments)
     except BaseException as error:

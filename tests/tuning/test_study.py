@@ -70,9 +70,9 @@ def test_studies_of_others_are_refused():
         tune(X, y, storage=storage, study_name="max")
 
 
-def test_a_study_of_other_rows_is_refused(device, tmp_path):
+def test_a_study_of_other_rows_is_refused(device):
     X, y = DATA.X.to(device), DATA.y.to(device)
-    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    storage = optuna.storages.InMemoryStorage()
     tune(X, y, n_trials=1, epochs=1, storage=storage, study_name="s")
     tune(X, y, n_trials=2, epochs=1, storage=storage, study_name="s")
     with pytest.raises(ValueError, match=r"was made with data \(SHA-256\)="):

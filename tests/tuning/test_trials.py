@@ -16,6 +16,7 @@ from optuna.trial import TrialState  # noqa: E402
 from studies import Prescribed, lrs, states  # noqa: E402
 
 from torchintro.tuning import trainer, trials  # noqa: E402
+from torchintro.tuning.storage import open_storage  # noqa: E402
 from torchintro.tuning.tune import best_lr, tune  # noqa: E402
 
 DATA = synthetic(60, seed=3)
@@ -241,7 +242,7 @@ def test_ctrl_c_within_a_batch(tmp_path, interrupted):
     options = {
         "epochs": 2,
         "seed": 0,
-        "storage": f"sqlite:///{tmp_path}/study.db",
+        "storage": open_storage(f"sqlite:///{tmp_path}/study.db" if interrupted == 7 else tmp_path / "study.journal"),
         "study_name": "s",
         "trials_per_batch": 5,
     }
