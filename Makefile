@@ -7,7 +7,7 @@ CUDA_TORCH ?= torch==2.11.0
 # The toolkit that nvcc belongs to: nvcc on the PATH may be a link or a wrapper, but it knows its own place.
 CUDA_HOME ?= $(shell nvcc --dryrun -c none.cu 2>&1 | sed -n 's/^\#\$$ _HERE_=//p' | xargs -r dirname)
 
-# Machine code for these GPUs; `all` is what a release is built for. One is enough to check the kernels, in a quarter of the time.
+# Machine code for these GPUs; `all` is what a release is built for. One is enough to check the kernels.
 CUDA_ARCHITECTURES ?= 9.0
 # Compiled once, found again: a compiler of this name in front of the others, where ccache is installed.
 CCACHE_COMPILERS := $(firstword $(wildcard /usr/lib/ccache /usr/lib64/ccache))
@@ -65,7 +65,7 @@ demo: $(INSTALLED) ## Set up, build and run the introduction's six steps on real
 	$(BIN)/torchintro demo
 
 test: $(INSTALLED) ## Set up, build and run the test suite
-	@echo "Running the tests (about 8 minutes on two slow cores; -m 'not slow' leaves the longest out)"
+	@echo "Running the tests (about 8 minutes on two slow cores)"
 	$(BIN)/pytest $(PYTEST_PROCESSES)
 
 sanitize: ## Fuzz the kernels alone, CUDA's on an emulated GPU, under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
@@ -172,7 +172,7 @@ $(CUDA_INSTALLED): $(CUDA_ENVIRONMENT) $(SOURCES) $(shell find torchintro -name 
 	$(CUDA_VENV)/bin/pip install --quiet "$(CUDA_TORCH)" "$$(ls build/cuda/dist/*.whl)[cli,test]"
 	touch "$@"
 
-cuda-build: $(CUDA_INSTALLED) ## Build with CUDA without a GPU, for one architecture or CUDA_ARCHITECTURES=all; check the kernels, and the oldest torch
+cuda-build: $(CUDA_INSTALLED) ## Build with CUDA, no GPU needed, for one architecture or CUDA_ARCHITECTURES=all; test the oldest torch
 	@echo "Running the tests of the build and of the oldest torch (about 3 minutes on two slow cores)"
 	$(CUDA_PYTEST) $(CURDIR)/tests/cuda/test_cuda_build.py -rs
 	$(CUDA_PYTEST) $(PYTEST_PROCESSES) $(addprefix $(CURDIR)/tests/,$(OLDEST_TORCH_TESTS)) -m "not slow"

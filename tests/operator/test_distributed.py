@@ -37,7 +37,7 @@ def test_two_processes(device: str, check: str, tmp_path: Path) -> None:
         for rank in range(WORLD_SIZE)
     ]
     try:
-        outputs = [process.communicate(timeout=180)[0] for process in processes]
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

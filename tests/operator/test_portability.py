@@ -110,7 +110,7 @@ def test_every_level_is_exact(level):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert result.returncode == 0, result.stderr
     names, shown = result.stdout.splitlines()

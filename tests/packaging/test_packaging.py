@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email
 import json
 import os
@@ -105,11 +106,17 @@ os.execvp({compiler!r}, [{compiler!r}, *arguments])
 def objects_of_the_checkout() -> dict[str, str]:
     """Return the object files of the editable install that are up to date, each by the command that compiled it."""
     known = {}
+    folders = os.environ.get("PATH")
+    with contextlib.suppress(ImportError):
+        import ninja
+
+        folders = os.pathsep.join(filter(None, [os.environ.get("PATH"), ninja.BIN_DIR]))  # the one that setup.py takes
+    program = shutil.which("ninja", path=folders)
     for folder in (ROOT / "build" / "objects").glob("*/"):
-        state = subprocess.run(["ninja", "-n"], cwd=folder, capture_output=True, text=True, check=False)
+        state = subprocess.run([program, "-n"], cwd=folder, capture_output=True, text=True, check=False)
         if state.returncode != 0 or "no work to do" not in state.stdout:
             continue
-        listed = subprocess.run(["ninja", "-t", "commands"], cwd=folder, capture_output=True, text=True, check=True)
+        listed = subprocess.run([program, "-t", "commands"], cwd=folder, capture_output=True, text=True, check=True)
         for line in listed.stdout.splitlines():
             arguments = shlex.split(line)[1:]
             target, dependencies = (arguments[arguments.index(name) + 1] for name in ("-o", "-MF"))
