@@ -31,7 +31,7 @@ def write(path: Path, kind: str, matrix: np.ndarray, group: int = 7) -> Path:
         return path
     frame = pl.DataFrame({name: matrix[:, i] for i, name in enumerate(names)})
     if kind == "parquet":
-        frame.write_parquet(path, row_group_size=group)
+        frame.write_parquet(path, row_group_size=group, compression="uncompressed")
     elif kind == "arrow":
         frame.write_ipc(path)
     elif kind == "csv.gz":
