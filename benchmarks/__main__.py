@@ -46,7 +46,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     add("--table", action="store_true", help="Print the Markdown tables of the record.")
     add("--crossover", action="store_true", help="With cuda and --row, also from how many rows on the GPU wins.")
     add("--trials", action="store_true", help="Also time against the number of trials, 1 to 1000.")
-    return Options(**vars(parser.parse_args(arguments)))
+    given = vars(parser.parse_args(arguments))
+    return Options(**{**given, "cases": tuple(given["cases"])})
 
 
 if __name__ == "__main__":

@@ -160,13 +160,14 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
     From the left each is pushed to the right as far as it must, from the right to the left; the mean of both keeps the
     gap, because both do.
     """
-    right, left = list(wanted), list(wanted)
-    last = len(wanted) - 1
-    for i, value in enumerate(wanted):
-        right[i] = max(value, right[i - 1] + gap) if i else value
-    for i in range(last, -1, -1):
-        left[i] = min(wanted[i], left[i + 1] - gap) if i < last else wanted[i]
-    low, high = gap / 2, 1 - gap / 2
+    low, high, last = gap / 2, 1 - gap / 2, len(wanted) - 1
+    right = [min(max(value, low), high) for value in wanted]
+    left = list(right)
+    for i in range(1, last + 1):
+        right[i] = max(right[i], right[i - 1] + gap)
+    for i in range(last - 1, -1, -1):
+        left[i] = min(left[i], left[i + 1] - gap)
+    # What was pushed over an end comes back to it, as many gaps before it as there are others in between.
     return [
         (min(a, high - (last - i) * gap) + max(b, low + i * gap)) / 2
         for i, (a, b) in enumerate(zip(right, left, strict=True))

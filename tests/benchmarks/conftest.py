@@ -1,6 +1,7 @@
 """The checkout's `benchmarks` can be imported; it comes last, so that `torchintro` stays the installed one."""
 
 import contextlib
+import gc
 import io
 import json
 import sys
@@ -10,6 +11,15 @@ from types import SimpleNamespace
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_objects():
+    """Spare each measurement, which collects garbage first, the walk over all that torch made when it was imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The machine's description and its limits."""
 
+import sys
 from dataclasses import replace
 
 import torch
@@ -14,6 +15,11 @@ def test_description_of_the_machine():
     assert machine["cpu"]
     assert machine["kernels"] in ("baseline", "avx2", "avx512")
     assert "gpu" not in machine
+
+
+def test_the_command_can_be_run_again(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/__main__.py", "--row", "P1", "--json", "a b.json"])
+    assert describe(CPU)["command"] == "python -m benchmarks --row P1 --json 'a b.json'"
 
 
 def test_the_limit_of_products_is_the_step_s_own_products(monkeypatch):

@@ -93,7 +93,7 @@ def test_cases_for_a_gpu_run_on_the_cpu_when_small(name):
 
 
 def test_scaled_times_are_said_to_be():
-    case = replace(case_named("P7"), rows=500, measured=(2, 3))
+    case = replace(case_named("P7"), rows=500, measured=(2, 3), peers=("eager", "fused"))
     result = measure.run_case(case, CPU, LIMITS, QUICK, jax=False, judge=False)
     part = "not run in full: times of 2 trials x 3 epochs, scaled up by 333"
     assert any(note.startswith("eager") and note.endswith(part) for note in result.notes)

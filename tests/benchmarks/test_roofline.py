@@ -23,7 +23,7 @@ assert RECORDS
 def test_points_of_the_picture(quick_run):
     record = quick_run.record
     (point,) = roofline.points(record, "cpu")  # P1 is only overhead
-    assert point.row == "P4d"
+    assert point.case == "P4d"
     need = count(quick_case(case_named("P4d")))
     assert point.intensity == need.operations / need.bytes
     assert set(point.rates) == {"eager", "fused"}
@@ -47,15 +47,32 @@ def test_the_picture_is_drawn_from_a_record(quick_run, tmp_path, capsys):
 
 @pytest.mark.parametrize("path", RECORDS, ids=[path.stem for path in RECORDS])
 def test_names_in_the_picture_do_not_overlap(path):
-    pytest.importorskip("matplotlib", reason="Matplotlib is not installed")
+    Text = pytest.importorskip("matplotlib.text", reason="Matplotlib is not installed").Text
     record = json.loads(path.read_text())
     found = roofline.points(record, "cpu")
     figure = roofline._figure(record, "cpu", found)
     (axes,) = figure.axes
-    names = {point.row for point in found}
-    boxes = [text.get_window_extent() for text in axes.texts if text.get_text() in names]
+    names = {point.case for point in found}
+    figure.canvas.draw()
+    # Of an annotation the text alone: its line to the marks is not part of the name.
+    boxes = [Text.get_window_extent(text) for text in axes.texts if text.get_text() in names]
     assert len(boxes) == len(names)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    canvas = figure.get_window_extent()
+    assert all(canvas.x0 <= box.x0 and box.x1 <= canvas.x1 and box.y1 <= canvas.y1 for box in boxes)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "places"),
+    [
+        ([0.2, 0.5, 0.8], [0.2, 0.5, 0.8]),  # far apart: they stay
+        ([0.5, 0.5], [0.45, 0.55]),  # about their middle
+        ([0.0, 0.0, 0.9, 0.95, 1.0], [0.05, 0.15, 0.75, 0.85, 0.95]),  # at the ends inwards
+        ([0.3] * 10, [0.05 + 0.1 * i for i in range(10)]),  # as many as there is room for
+    ],
+)
+def test_names_are_moved_no_further_than_they_must(wanted, places):
+    assert roofline.spread(wanted, 0.1) == pytest.approx(places)
 
 
 @pytest.mark.parametrize(

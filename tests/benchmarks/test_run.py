@@ -1,12 +1,16 @@
 """A run of the benchmark: its options, its table, its record and its exit codes. No figure is judged here."""
 
+import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from bench_cases import CPU, case_named, wrong_loss
+from bench_cases import CPU, case_named, measured, wrong_loss
 
 import torchintro
 from benchmarks import run
@@ -52,9 +56,9 @@ def test_record(quick_run):
     assert second["limit"]["seconds"] > 0
     for row in record["rows"]:
         assert set(row["peers"]) == {"eager", "fused"}
-        for measured in row["peers"].values():
-            assert 0 < measured["first_quartile"] <= measured["median"] <= measured["third_quartile"]
-            assert len(measured["samples"]) >= 3
+        for figures in row["peers"].values():
+            assert 0 < figures["first_quartile"] <= figures["median"] <= figures["third_quartile"]
+            assert len(figures["samples"]) >= 3
         assert all(check["passed"] for check in row["verification"]["fused"].values())
 
 
@@ -74,14 +78,50 @@ def test_a_wrong_run_has_exit_code_1(monkeypatch, capsys):
     assert "bench: P1 on cpu failed: fused computes loss" in err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_one_sentence_and_the_cpu(capsys):
+def test_without_a_gpu_one_sentence_and_the_cpu(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(
+        run, "_run_cases", lambda cases, device, *_, **__: asked.append(([case.id for case in cases], device)) or []
+    )
     assert main(Options("cuda", ["P1", "G1"], quick=True, crossover=True)) == 0
+    assert asked == [(["P1"], CPU)]
     out = capsys.readouterr().out
     assert len(re.findall(r"^bench: there is no GPU to use: .*; only the CPU is measured\.$", out, re.M)) == 1
-    assert re.search(r"^P1 +step", out, re.M)
     assert "G1a-1: only for --device cuda on a machine with a GPU" in out
     assert "the GPU wins" not in out
+
+
+def test_a_case_that_needs_what_is_not_installed_is_left_out(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "optuna" else find_spec(name))
+    result = measured("P3")
+    assert (result.status, result.measurements) == ("left out", {})
+    assert result.notes == ["left out: Optuna is not installed: pip install optuna"]
+
+
+GPU_MACHINE = """
+import sys
+for name in ("optuna", "polars", "pyarrow", "typer", "rich", "matplotlib", "sklearn", "tqdm", "jax"):
+    sys.modules[name] = None
+from benchmarks import cases, gpu_check, run, works
+from benchmarks.report import text
+sys.exit(run.main(run.Options(cases=["P1", "P2", "P3"], quick=True)))
+"""
+
+
+def test_a_machine_with_torch_alone_can_measure():
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([*sys.path, str(root)])  # the same torchintro as here, then the checkout's benchmarks
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", GPU_MACHINE], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^P1 +step", done.stdout, re.M)
+    assert re.search(r"^P2 +fit", done.stdout, re.M)
+    assert "left out: Optuna is not installed" in done.stdout
+    assert "2 verified against float64" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -131,11 +171,11 @@ def test_table_of_gpu_against_cpu():
 
 
 @pytest.mark.parametrize(
-    ("options", "measured"),
+    ("options", "asked"),
     [({}, True), ({"cases": ["P1"]}, False), ({"cases": ["P1"], "crossover": True}, True)],
     ids=["all rows", "a row", "a row and crossover"],
 )
-def test_the_command_measures_it_for_all_rows_or_when_asked(options, measured, monkeypatch, tmp_path, capsys):
+def test_the_crossover_is_measured_for_all_cases_or_when_asked(options, asked, monkeypatch, tmp_path, capsys):
     description = run.describe(CPU)
     monkeypatch.setattr(run, "_why_no_gpu", lambda: "")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -144,6 +184,6 @@ def test_the_command_measures_it_for_all_rows_or_when_asked(options, measured, m
     failed = Crossover(Series(2, 1), failure="N = 1: RuntimeError: no")
     monkeypatch.setattr(run, "run_crossover", lambda device, effort, *, quick: [failed])
     path = tmp_path / "r.json"
-    assert main(Options("cuda", json=path, **options)) == (1 if measured else 0)
-    assert len(json.loads(path.read_text())["crossover"]) == measured
-    assert ("bench: crossover 2 -> 1 failed: N = 1: RuntimeError: no" in capsys.readouterr().err) == measured
+    assert main(Options("cuda", json=path, **options)) == (1 if asked else 0)
+    assert len(json.loads(path.read_text())["crossover"]) == asked
+    assert ("bench: crossover 2 -> 1 failed: N = 1: RuntimeError: no" in capsys.readouterr().err) == asked

@@ -199,14 +199,24 @@ def test_nothing_to_draw(record, tmp_path):
         trials_picture.draw(record, tmp_path)
 
 
-def test_without_rows_the_trials_alone(tmp_path, capsys):
+def test_the_curves_of_a_run(quick_run):
+    assert re.search(r"^100 x 1 -> 1 +1 +[\d.]+ ms\*? ", quick_run.out, re.M)
+    assert re.search(r"^1000 x 64 -> 1 +1 ", quick_run.out, re.M)
+    curves = quick_run.record["trials"]
+    assert [curve["rows"] for curve in curves] == [100, 1000]
+    for curve in curves:
+        assert list(curve["lines"]) == ["loop", "models", "tune"]
+        assert all(check["passed"] for check in curve["verification"].values())
+
+
+def test_without_rows_the_trials_alone(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="Matplotlib is not installed")
+    monkeypatch.setattr(run, "_run_cases", lambda cases, *_, **__: pytest.fail("cases were measured") if cases else [])
+    monkeypatch.setattr(run, "run_trials", lambda device, plan: [made_up_curve(SHAPE, 1)] * (plan is QUICK_PLAN))
     path = tmp_path / "record.json"
     assert main(Options(json=path, quick=True, no_rows=True, trials=True, plot=tmp_path)) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"^100 x 1 -> 1 +1 +[\d.]+ ms\*? ", out, re.M)
-    assert re.search(r"^1000 x 64 -> 1 +1 ", out, re.M)
     record = json.loads(path.read_text())
-    assert [curve["rows"] for curve in record["trials"]] == [100, 1000]
+    assert [curve["rows"] for curve in record["trials"]] == [SHAPE.rows]
+    assert record["rows"] == []
     assert (tmp_path / "trials.svg").exists()
     assert not (tmp_path / "roofline.svg").exists()
