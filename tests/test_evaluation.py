@@ -194,7 +194,7 @@ def test_what_does_not_go_with_a_table_is_said(tmp_path):
         evaluate(nn.Linear(2, 1), torch.ones(5, 2))
     with pytest.raises(ValueError, match=r"^evaluate: X must be a table of as many targets as the model predicts"):
         evaluate(nn.Linear(2, 2), table)
-    with pytest.raises(TypeError, match=r"^evaluate: progress must be True or False, but got 1"):
+    with pytest.raises(TypeError, match=r"^evaluate: progress must be True, False or a callable, but got 1"):
         evaluate(nn.Linear(2, 1), table, progress=1)
 
 
@@ -349,7 +349,7 @@ def test_bad_calls_of_predict(tmp_path):
     ):
         with pytest.raises(error, match=f"^predict: {message}"):
             predict(model, X)
-    with pytest.raises(TypeError, match=r"^predict: progress must be True or False, but got 1$"):
+    with pytest.raises(TypeError, match=r"^predict: progress must be True, False or a callable, but got 1$"):
         predict(nn.Linear(2, 1), table, progress=1)
     table.pieces = lambda **options: (pair for pair in ())
     for function in (predict, evaluate):

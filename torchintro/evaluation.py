@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks
-from ._typing import ArrayLike
+from ._typing import ArrayLike, RowProgress
 from .data.table import Table
 from .nn import Standardize
 from .statistics import LinearStatistics
@@ -29,7 +29,7 @@ def evaluate(
     X: ArrayLike | Table | LinearStatistics,
     y: ArrayLike | None = None,
     *,
-    progress: bool = False,
+    progress: RowProgress = False,
 ) -> dict[str, float]:
     """Measure how well a model predicts ``y`` from ``X``.
 
@@ -45,7 +45,7 @@ def evaluate(
             :class:`torchintro.LinearStatistics`, in place of the rows that were added to them.
         y: Targets ``(N, out_features)`` or whatever shape the model predicts; None with a table or statistics, which
             have their own.
-        progress: Show how far the pass over a table is.
+        progress: How far the pass over a table is, as for :meth:`torchintro.Table.pieces`.
 
     Returns:
         ``mse``; ``rmse``, the root of mse, in the units of ``y``; ``mae``, but not of statistics, because second
@@ -61,7 +61,7 @@ def evaluate(
         >>> evaluate(nn.Identity(), torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))["mse"]
         2.0
     """
-    progress = _checks.boolean("evaluate", "progress", progress)
+    _check_progress("evaluate", progress)
     rows = as_rows("evaluate", X, y, any_shape=True)
     if not rows.has_rows:
         return _of_moments(rows, model)
@@ -84,7 +84,7 @@ def evaluate(
     return _metrics(sums.rows, sums.squared, sums.spread, sums.low != sums.high, sums.absolute)
 
 
-def predict(model: nn.Module, X: ArrayLike | Table, *, progress: bool = False) -> Tensor:
+def predict(model: nn.Module, X: ArrayLike | Table, *, progress: RowProgress = False) -> Tensor:
     """Apply a model to rows in evaluation mode, without gradients, some thousand rows at a time.
 
     Equivalent to ``model(X)`` under ``model.eval()`` and ``torch.no_grad()``.
@@ -93,7 +93,7 @@ def predict(model: nn.Module, X: ArrayLike | Table, *, progress: bool = False) -
         model: Any module that takes ``(N, ...)`` features.
         X: Features, ``N`` rows; converted to the dtype and device of the model's parameters. Or a table
             (:func:`torchintro.open_table`), with or without targets, which is streamed once.
-        progress: Show how far the pass over a table is.
+        progress: How far the pass over a table is, as for :meth:`torchintro.Table.pieces`.
 
     Returns:
         The predictions of all rows, on the CPU.
@@ -106,7 +106,7 @@ def predict(model: nn.Module, X: ArrayLike | Table, *, progress: bool = False) -
         >>> predict(nn.Identity(), torch.ones(1, 2))
         tensor([[1., 1.]])
     """
-    progress = _checks.boolean("predict", "progress", progress)
+    _check_progress("predict", progress)
     rows = as_rows("predict", X, any_shape=True)
     if not rows.has_rows:
         raise TypeError(
@@ -118,6 +118,11 @@ def predict(model: nn.Module, X: ArrayLike | Table, *, progress: bool = False) -
     if not predictions:
         raise ValueError("predict: X must have at least one row, but the table has none")
     return torch.cat(predictions)
+
+
+def _check_progress(function: str, progress: object) -> None:
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"{function}: progress must be True, False or a callable, but got {progress!r}")
 
 
 def _wrong_shape(rows: Rows, targets: Tensor, prediction: Tensor) -> ValueError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import re
 import signal
-import sqlite3
 import time
 
 import pytest
@@ -32,7 +31,7 @@ def test_tune_and_go_on(run, tmp_path):
         assert line.split()[1] == f"{float(trial['lr']):.6f}"
         assert ("diverged, epoch" in line) == (trial["validation loss"] == "inf")
     assert any(trial["validation loss"] == "inf" for trial in trials)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["lr.png", "study.db", "trials.csv"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["lr.png", "study.journal", "trials.csv"]
 
     result = run(*arguments, "--trials", 10, "--no-benchmark")
     assert "2 trials of 30 epochs took " in result.stdout
@@ -89,22 +88,33 @@ def test_ctrl_c_keeps_the_trials(tmp_path):
     arguments = ["tune", "--epochs", 50, "--out", "run", "--no-benchmark"]
     with start(*arguments, "--trials", 10**6, cwd=tmp_path) as process:
         assert process.stdout.readline().startswith("diabetes: 442 rows")
-        database = tmp_path / "run" / "study.db"
+        journal = tmp_path / "run" / "study.journal"
         deadline = time.monotonic() + 120
-        while not (database.exists() and finished_trials(database) >= 2):
+        while not (journal.exists() and finished_trials(journal) >= 2):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert err.startswith("torchintro: interrupted; the finished trials are kept in sqlite:///run/study.db")
+    assert err.startswith("torchintro: interrupted; the finished trials are kept in run/study.journal; ")
     assert err.count("\n") == 1
-    assert finished_trials(database) >= 2
+    assert finished_trials(journal) >= 2
 
 
-def finished_trials(database):
-    with sqlite3.connect(database) as connection:
-        try:
-            return connection.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0]
-        except sqlite3.OperationalError:
-            return 0
+def test_a_folder_of_an_earlier_version_goes_on(run, tmp_path):
+    """Its study is in a database, study.db."""
+    from optuna.storages import RDBStorage
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    arguments = ["tune", "--epochs", 5, "--out", "run", "--no-benchmark"]
+    run(*arguments, "--trials", 2, "--storage", f"sqlite:///{folder / 'study.db'}")
+    result = run(*arguments, "--trials", 3)
+    assert "the study in sqlite:///run/study.db" in result.stdout
+    assert not (folder / "study.journal").exists()
+    storage = RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    assert len(storage.get_all_trials(storage.get_all_studies()[0]._study_id)) == 3
+
+
+def finished_trials(journal):
+    return sum('"state": 1' in line or '"state":1' in line for line in journal.read_text().splitlines())

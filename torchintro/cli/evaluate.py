@@ -14,7 +14,7 @@ from ..saving import SavedModel, load_model
 from . import options
 from .problem import rows_of, split
 from .report import metrics_table
-from .shell import console
+from .shell import console, row_progress
 
 __all__ = ["evaluate"]
 
@@ -36,7 +36,9 @@ def evaluate(
     count = _count(rows)
     console.print(f"{model} on {data}" + ("" if count is None else f", {count} rows"), soft_wrap=True)
     X_and_y = (rows,) if isinstance(rows, Table) else (rows.X, rows.y)
-    console.print(metrics_table({"held out" if held_out else "all rows": evaluation.evaluate(linear, *X_and_y)}))
+    with row_progress() as progress:
+        metrics = evaluation.evaluate(linear, *X_and_y, progress=progress)
+    console.print(metrics_table({"held out" if held_out else "all rows": metrics}))
 
 
 def _count(rows: Dataset | Table) -> int | None:

@@ -6,6 +6,7 @@ import contextlib
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -61,15 +62,16 @@ def tune(  # noqa: PLR0913 (the options of a command)
     ] = 0.2,
     benchmark: options.Benchmark = True,
     storage: Annotated[
-        str | None, typer.Option(help="Optuna storage URL. Default: study.db (SQLite) in the run folder.")
+        str | None,
+        typer.Option(help="Optuna storage: a URL or a journal. Default: study.journal in the run folder."),
     ] = None,
     study_name: Annotated[str, typer.Option(help="Name of the study in the storage.")] = "torchintro",
     out: options.Folder = None,
 ) -> None:
     """Search the learning rate, and with --search more, with Optuna; with the same --out it goes on where it stopped.
 
-    Trials are trained many at a time. Rows held out by --test-fraction stay out of the search. Writes study.db,
-    trials.csv and lr.png.
+    Trials are trained many at a time. Rows held out by --test-fraction stay out of the search. Writes
+    study.journal, trials.csv and lr.png.
     """
     if lr_low >= lr_high:
         raise ValueError(f"tune: --lr-low must be below --lr-high, but got {lr_low:g} and {lr_high:g}")
@@ -105,8 +107,8 @@ def tune(  # noqa: PLR0913 (the options of a command)
         folder=folder,
         check=lambda table: _check(table, arguments),
     )
-    url = storage or f"sqlite:///{urllib.parse.quote(str(folder / 'study.db'))}"
-    kept = f"; the finished trials are kept in {url}, the same command with --out {folder} goes on from there"
+    where = storage or _study_in(folder)
+    kept = f"; the finished trials are kept in {where}, the same command with --out {folder} goes on from there"
     console.print(str(problem), soft_wrap=True)
     with made(folder):
         start = time.perf_counter()
@@ -115,7 +117,7 @@ def tune(  # noqa: PLR0913 (the options of a command)
                 problem.X,
                 problem.y,
                 validation=problem.validation,
-                storage=url,
+                storage=where,
                 study_name=study_name,
                 benchmark=benchmark,
                 progress=count,
@@ -130,9 +132,17 @@ def tune(  # noqa: PLR0913 (the options of a command)
         lrs, losses = [trial.params["lr"] for trial in complete], [trial.values[0] for trial in complete]
         plots.plot_loss_by_lr(folder / "lr.png", lrs, losses, title=problem.name, ylabel=judged_by)
         write_trials(folder / "trials.csv", study, judged_by)
-    console.print(f"lr.png and trials.csv are in {folder}, the study in {url}", soft_wrap=True)
+    console.print(f"lr.png and trials.csv are in {folder}, the study in {where}", soft_wrap=True)
     if tuning.best_lr(study) is None:
         raise ArithmeticError("tune: every learning rate diverged: lower --lr-low and --lr-high")
+
+
+def _study_in(folder: Path) -> str:
+    """Return where a run folder keeps its study: a journal, or the database that an earlier version began."""
+    database = folder / "study.db"
+    if database.exists():
+        return f"sqlite:///{urllib.parse.quote(str(database))}"
+    return str(folder / "study.journal")
 
 
 def _check(table: Table, arguments: dict[str, Any]) -> None:
