@@ -12,7 +12,8 @@ from . import reference
 from ._extension import library_path
 from ._version import __version__
 from .data.datasets import Dataset, diabetes, split, synthetic
-from .data.table import Table, open_table, read_table
+from .data.open import open_table, read_table
+from .data.table import Table
 from .evaluation import evaluate, predict
 from .functional import linear_mse_loss
 from .nn import LinearMSELoss, Standardize, initial_linear

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from torchintro.data.datasets import Dataset, diabetes, split, synthetic
-from torchintro.data.table import open_table, read_table
+from torchintro.data.open import open_table, read_table
 from torchintro.nn import Standardize
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_files import NAMES, gather, numbers, write
 
-from torchintro.data.table import open_table, read_table
+from torchintro.data.open import open_table, read_table
 from torchintro.nn import Standardize
 
 pl = pytest.importorskip("polars")

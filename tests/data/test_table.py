@@ -23,8 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_files import FORMATS, NAMES, gather, numbers, opened, write
 
+from torchintro.data.open import open_table, read_table
 from torchintro.data.split import Part, belongs, mix
-from torchintro.data.table import Table, open_table, read_table
+from torchintro.data.table import Table
 from torchintro.nn import Standardize
 
 pyarrow = pytest.importorskip("pyarrow")

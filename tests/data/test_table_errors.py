@@ -12,7 +12,7 @@ import torch
 from table_files import FORMATS, NAMES, gather, numbers, write
 
 import torchintro
-from torchintro.data.table import open_table
+from torchintro.data.open import open_table
 
 pyarrow = pytest.importorskip("pyarrow")
 csv = pytest.importorskip("pyarrow.csv")

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..data import datasets
 from ..data.datasets import Dataset
 from ..data.gather import gather
-from ..data.table import Table, open_table, read_table
+from ..data.open import open_table, read_table
+from ..data.table import Table
 from ..evaluation import evaluate
 from ..nn import Standardize
 from .shell import interruption, made, notices, row_progress
