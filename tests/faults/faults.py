@@ -29,7 +29,6 @@ class Fault:
         tests: The test files likeliest to find it, by patterns of their names, in the order in which they are run. A
             function of the file may stand behind ``::``.
         where: Patterns of the files looked at.
-        breaks_import: Whether the tests already fail because the package cannot be imported.
     """
 
     name: str
@@ -39,7 +38,6 @@ class Fault:
     new: str
     tests: tuple[str, ...]
     where: tuple[str, ...] = _PYTHON
-    breaks_import: bool = False
 
     @property
     def is_compiled(self) -> bool:

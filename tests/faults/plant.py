@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from faults import FAULTS, Fault, find_tests, place
@@ -115,7 +115,7 @@ class Copy:
         with output.open("w") as file:
             done = subprocess.run(command, cwd=self.root, stdout=file, stderr=subprocess.STDOUT)
         if done.returncode:
-            raise NoVerdict(f"it does not compile, see {output}")
+            raise NoVerdict(f"it does not compile: {_last_line(output)}")
 
     def _built(self, root: Path) -> list[Path]:
         paths = [*(root / "build").rglob("*"), *(root / "torchintro").glob("*.so")]
@@ -144,16 +144,24 @@ class Copy:
                 os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
                 if fault.is_compiled:  # with the build's own records, so that nothing is compiled a second time
                     _copy_all(self._built(self.kept), self.kept, self.root)
-            if test is None:
-                found, by = False, "no test"
-            else:
-                found, by = True, test
-                code, _ = self._run([test], self.output / f"{fault.name}.without.txt")
-                if code != 0:
-                    found, by = False, f"{test} fails without the fault too"
+            found, by = test is not None, test or "no test"
         except NoVerdict as error:
             found, by = False, str(error)
         return Verdict(fault, found, by, time.perf_counter() - begin)
+
+    def confirm(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
+        """Run the tests that found faults where there is none; what fails here too has found nothing."""
+        tests = list(dict.fromkeys(verdict.by for verdict in verdicts if verdict.found))
+        if not tests:
+            return list(verdicts)
+        _, text = self._run(tests, self.output / "without-a-fault.txt", stop=False)
+        passed = {test for test, outcome in TEST.findall(text) if outcome == "PASSED"}
+        return [
+            verdict
+            if not verdict.found or verdict.by in passed
+            else replace(verdict, found=False, by=f"{verdict.by} fails without the fault too")
+            for verdict in verdicts
+        ]
 
     def _find(self, fault: Fault, hinted_only: bool) -> str | None:
         """Return the first test that fails, or None."""
@@ -171,19 +179,17 @@ class Copy:
         code, text = self._run(tests, output)
         if code == 0:
             return None
-        lines = TEST.findall(text)
+        lines: list[tuple[str, str]] = TEST.findall(text)
         wrong = next((test for test, outcome in lines if outcome in ("FAILED", "ERROR")), None)
         if code == 1 and wrong is not None:
             return wrong
         if code < 0 and lines:
             return lines[-1][0]
-        if fault.breaks_import and "collecting" in text:
-            return tests[0]
-        raise NoVerdict(f"pytest ended with {code} and without a test that failed, see {output}")
+        raise NoVerdict(f"pytest ended with {code} and without a test that failed: {_last_line(output)}")
 
-    def _run(self, tests: Sequence[str], output: Path) -> tuple[int, str]:
-        """Run tests until the first fails; return the exit code, negative for a signal, and what was printed."""
-        command = [sys.executable, "-m", "pytest", "-x", "-v", "-p", "no:cacheprovider"]
+    def _run(self, tests: Sequence[str], output: Path, stop: bool = True) -> tuple[int, str]:
+        """Run tests, until the first fails; return the exit code, negative for a signal, and what was printed."""
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *(["-x"] if stop else [])]
         if importlib.util.find_spec("xdist") is not None:
             command += ["-n", "0"]
         with output.open("w") as file:
@@ -198,7 +204,7 @@ class Copy:
             try:
                 code = process.wait(self.limit)
             except subprocess.TimeoutExpired:
-                raise NoVerdict(f"the tests gave no answer within {self.limit:g} s, see {output}") from None
+                raise NoVerdict(f"no answer within {self.limit:g} s: {_last_line(output)}") from None
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
@@ -209,6 +215,11 @@ class Copy:
         paths = [str(self.root), *filter(None, [os.environ.get("PYTHONPATH")])]
         # Planted files come and go within a second, by which a compiled one would be taken for up to date.
         return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def _last_line(output: Path) -> str:
+    lines = output.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _copy_all(names: Sequence[Path], source: Path, target: Path) -> None:
@@ -254,14 +265,16 @@ def main() -> int:
         copy = Copy((arguments.folder or Path(temporary)).resolve(), arguments.limit)
         try:
             copy.prepare(build=any(fault.is_compiled for fault in faults))
+            verdicts = []
+            for number, fault in enumerate(faults, 1):
+                verdict = copy.plant(fault, arguments.hinted_only)
+                verdicts.append(verdict)
+                found = f"{'found by' if verdict.found else 'NOT FOUND:'} {verdict.by}"
+                print(f"[{number}/{len(faults)}] {fault.name}: {found}, {verdict.seconds:.0f} s", flush=True)
+            print("Running the tests that found them without a fault", flush=True)
+            verdicts = copy.confirm(verdicts)
         except NoVerdict as error:
             sys.exit(f"plant: {error}")
-        verdicts = []
-        for number, fault in enumerate(faults, 1):
-            verdict = copy.plant(fault, arguments.hinted_only)
-            verdicts.append(verdict)
-            result = "found by" if verdict.found else "NOT FOUND:"
-            print(f"[{number}/{len(faults)}] {fault.name}: {result} {verdict.by}, {verdict.seconds:.0f} s", flush=True)
     print(f"\n{_table(verdicts)}")
     missed = sum(not verdict.found for verdict in verdicts)
     print(f"\n{len(verdicts) - missed} of {len(verdicts)} faults were found")
