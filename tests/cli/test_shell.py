@@ -17,13 +17,13 @@ from torchintro.saving import save_model
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["train", "--data", "nothing.csv"], "read_table: there is no file nothing.csv"),
+        (["train", "--data", "nothing.csv"], "read_table: there is no file or folder nothing.csv"),
         (
             ["train", "--data", "nothing"],
             "--data must be synthetic, diabetes, a file with a suffix or a folder, but got 'nothing'",
         ),
         (["train", "--data", "table.txt"], "read_table: table.txt must end in one of .csv, .parquet, .npy, .npz"),
-        (["train", "--data", "houses.csv"], "read_table: column 'id' of houses.csv must be numeric, but holds string"),
+        (["train", "--data", "houses.csv"], "read_table: column 'id' of houses.csv must be numeric, but holds 'h0' in row 1"),
         (
             ["train", "--data", "houses.csv", "--target", "prize"],
             "read_table: houses.csv has no column 'prize'; it has",
@@ -84,7 +84,7 @@ from torchintro.saving import save_model
         ),
         (
             ["predict", "--model", "model.pt", "--data", "gaps.csv"],
-            "read_features: gaps.csv has no column 'area'; it has",
+            "read_table: gaps.csv has no column 'area'; it has",
         ),
         (["predict", "--model", "model.pt"], "diabetes has no feature 'area'; it has age"),
         (

@@ -59,6 +59,7 @@ class CsvFile(FileSource):
         self._before = 0  # empty lines before the names
         self._lines_at_once = 64
         self._quoted: bool | None = None
+        self._odd: bool | None = None
         self._counted: _Counted | None = None
         records = self._parsed(0) if self.size else iter(())
         names: list[str] = next((record for record in records if record or self._skip_one()), [])
@@ -118,7 +119,8 @@ class CsvFile(FileSource):
             return [Block(first, X, y)] * (len(X) > 0), len(taken), error
 
         while True:
-            refused = self._counted is not None and self._counted.literal
+            # Polars takes a quotation mark within a field for the beginning of one, and without an error loses rows.
+            refused = self._count().literal if self._has_odd_quotes() else False
             try:
                 # All columns: of fewer, Polars does not look at the number of fields.
                 scan = self._scan(schema=schema, has_header=True, skip_rows=self._before, separator=self._separator)
@@ -220,6 +222,16 @@ class CsvFile(FileSource):
             quotes = polars_().col("line").str.contains('"', literal=True).any()
             self._quoted = bool(self._collect(self._lines().select(quotes)))
         return self._quoted
+
+    def _has_odd_quotes(self) -> bool:
+        """Return whether a line has a quotation mark that is not at the ends of a field and not doubled within one."""
+        if self._odd is None:
+            field = f'(?:"(?:[^"]|"")*"|[^"{self._separator}]*)'
+            well_formed = f"^{field}(?:{self._separator}{field})*$"
+            line = polars_().col("line").str.strip_chars_end("\r")
+            odd = line.str.contains('"', literal=True) & ~line.str.contains(well_formed)
+            self._odd = bool(self._collect(self._lines().select(odd.any())))
+        return self._odd
 
     def _count(self) -> _Counted:
         """Count the rows, and find the empty lines among the records."""
