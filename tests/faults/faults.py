@@ -194,12 +194,20 @@ FAULTS: tuple[Fault, ...] = (
         "test_transforms.py",
     ),
     _compiled(
+        "meta-gradient-shape",
+        "meta",
+        "Without data, the input's gradient has the shape of the linear weight.",
+        "gradient(kInput, input),",
+        "gradient(kInput, linear_weight),",
+        "test_transforms.py::test_meta_tensors",
+    ),
+    _compiled(
         "meta-shape-of-the-input",
         "meta",
         "Without data, the losses of the elements have the input's shape.",
         "? at::empty_symint(target.sym_sizes(), target.options())",
         "? at::empty_symint(input.sym_sizes(), target.options())",
-        "test_transforms.py::test_meta_tensors",
+        "test_transforms.py",
     ),
     _compiled(
         "mean-over-rows",
