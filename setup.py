@@ -16,10 +16,13 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
 VERSION: str = runpy.run_path(str(ROOT / "torchintro" / "_version.py"))["__version__"]
+
+# Object files of an editable install. Ninja compares commands and the times of sources and headers.
+OBJECTS = ROOT / "build" / "objects"
 
 # Compiled without a GPU at hand: data-centre GPUs from Ampere on, and PTX for what comes after.
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
@@ -132,4 +135,15 @@ module = CppExtension(  # type: ignore[no-untyped-call]
 )
 module.libraries = []  # not linked to torch: it must import under any torch to say which one is needed
 
-setup(version=VERSION, ext_modules=[operators, call, module], cmdclass={"build_ext": BuildExtension})
+
+class Build(BuildExtension):
+    """Keep the object files of an editable install, so that the next one compiles only what has changed."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if self.editable_mode:
+            # A folder for each library: two sources are in two of them, compiled with other flags.
+            self.build_temp = str(OBJECTS / ext.name)
+        super().build_extension(ext)
+
+
+setup(version=VERSION, ext_modules=[operators, call, module], cmdclass={"build_ext": Build})

@@ -1,11 +1,11 @@
 """What `make gpu-check` runs on a machine with a GPU and torch: build, tests, sanitizer, benchmarks, and their record.
 
-    python benchmarks/gpu_check.py                                # everything
-    python benchmarks/gpu_check.py --only build --only tests      # some parts; the day's record keeps the others'
-    python benchmarks/gpu_check.py --only benchmarks --group G1   # and of the benchmarks some rows
+    python -m benchmarks.gpu_check                                # everything
+    python -m benchmarks.gpu_check --only build --only tests      # some parts; the day's record keeps the others'
+    python -m benchmarks.gpu_check --only benchmarks --group G1   # and of the benchmarks some cases
 
 Nothing is downloaded: the interpreter's own torch, ninja, pybind11 and pytest are used, and the extension is built in
-place. The record is written again after every part and every group of rows, so that a run that is killed loses no more
+place. The record is written again after every part and every group of cases, so that a run that is killed loses no more
 than what it was at.
 The record, benchmarks/results/<date>-<device>.json, is what every GPU figure in the documentation comes from; the
 benchmark's own record is in it under "benchmarks".
@@ -37,20 +37,16 @@ FOUND_ERRORS = 86  # the exit code of compute-sanitizer then: none of pytest's
 # What each tool is told besides. Out of PyTorch's cache every tensor would have neighbours that are not out of bounds.
 SANITIZERS: dict[str, dict[str, str]] = {"memcheck": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "racecheck": {}}
 
-BENCHMARK = """
-import importlib.util, sys
-from pathlib import Path
-from torchintro.benchmark.command import main
-from torchintro.benchmark.rows import ROWS
-rows = [row for row in ROWS if row.id.startswith({prefix!r})]
-if importlib.util.find_spec("optuna") is None and any(row.kind == "study" for row in rows):
-    rows = [row for row in rows if row.kind != "study"]
-    print("gpu-check: Optuna is not installed here; the rows that are studies are left out.")
-if rows:
-    sys.exit(main(device="cuda", rows=[row.id for row in rows], json_path=Path({path!r}), crossover={crossover}))
-"""
-# Each in a process of its own: what the rows' names begin with.
-GROUPS = {"P": "P", "X": "X", "G1": "G1", "G2": "G2", "G3": "G3", "G4": "G4", "crossover": "P1"}
+# Each in a process of its own: what the names of its cases begin with, as --row of the benchmark takes them.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "P": tuple(f"P{number}" for number in range(1, 9)),
+    "X": ("X1", "X2", "X3"),
+    "G1": ("G1",),
+    "G2": ("G2",),
+    "G3": ("G3",),
+    "G4": ("G4",),
+    "crossover": ("P1",),
+}
 
 Save = Callable[[Mapping[str, Mapping[str, Any]], "Mapping[str, Any] | None"], None]
 Run = Callable[[list[str], Mapping[str, str]], "subprocess.CompletedProcess[str]"]
@@ -123,7 +119,7 @@ class Check:
     Attributes:
         asked: Their names, in the order of PARTS.
         figures_path: Where the benchmark may write its record for a moment.
-        groups: Names of the benchmark's groups of rows.
+        groups: Names of the benchmark's groups of cases.
         save: Is told the results and the figures so far, after every part and every group.
         run: Runs a command.
         environment: Of the commands.
@@ -178,7 +174,15 @@ class Check:
             )
             print(f"gpu-check: {sentence}.", flush=True)
             return {"state": "not run", "summary": sentence}
-        pytest = ["-m", "pytest", "-p", "no:cacheprovider", "-m", "cuda and sanitize", "tests/test_cuda_sanitize.py"]
+        pytest = [
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "cuda and sanitize",
+            "tests/cuda/test_cuda_sanitize.py",
+        ]
         tools = {}
         for tool, settings in SANITIZERS.items():
             options = ["--tool", tool, "--error-exitcode", str(FOUND_ERRORS)]
@@ -194,8 +198,11 @@ class Check:
         wrong: list[str] = []
         for i, group in enumerate(self.groups):
             self.figures_path.unlink(missing_ok=True)
-            script = BENCHMARK.format(path=str(self.figures_path), prefix=GROUPS[group], crossover=group == "crossover")
-            done = self._python("-c", script)
+            cases = [argument for name in GROUPS[group] for argument in ("--row", name)]
+            crossover = ["--crossover"] if group == "crossover" else []
+            done = self._python(
+                "-m", "benchmarks", "--device", "cuda", *cases, *crossover, "--json", str(self.figures_path)
+            )
             try:
                 self.figures = with_figures(self.figures, json.loads(self.figures_path.read_text()))
             except FileNotFoundError:

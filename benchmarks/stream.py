@@ -1,4 +1,4 @@
-"""How fast a table larger than memory is streamed, and in how much memory: a reader, the stream, a pass over it.
+"""What a table larger than memory costs to stream: the readers alone, the stream, a pass over it.
 
     python benchmarks/stream.py                                    # 1 GB: Parquet (snappy and zstd), NPY, CSV
     python benchmarks/stream.py --gigabytes 10 --format parquet    # one format, larger
@@ -8,12 +8,15 @@
 A gigabyte is one of float32 numbers, 10^9 bytes as they come out of the reader; on disk the formats differ. The table
 is written piece by piece into a temporary folder, or into one given, and deleted afterwards (--keep keeps it).
 
-Three programs then read it, each in a process of its own, so that the peak of resident memory is its own, with Python,
-PyTorch and pyarrow in it (VmHWM of /proc/self/status: getrusage's begins at that of the process that started it):
-- reader: what pyarrow does alone over the same columns (`iter_batches`, `csv.open_csv`), or `readinto` for NPY;
+Four programs then read it, each in a process of its own, so that the peak of resident memory is its own, with Python
+and what the program imports in it (VmHWM of /proc/self/status: getrusage's begins at that of the process before):
+- polars: what Polars does alone, its batches turned to NumPy rows (`collect_batches`, `to_numpy`), types inferred;
+- pyarrow: what pyarrow does alone, which leaves the columns as they are (`iter_batches`, `csv.open_csv`);
+  for NPY both are `readinto`;
 - stream: `torchintro.open_table(path).pieces()`, nothing done with the pieces;
-- pass: `torchintro.LinearStatistics.update(table)`, all that linear regression needs of the rows.
-They take turns, `--repeats` times; the fastest run of each counts, because another process can only make one slower.
+- pass: `torchintro.open_table(path).statistics()`, all that linear regression needs of the rows.
+They take turns, `--repeats` times. Of each the run with the least CPU time counts (user and system, of all threads),
+because another process can only make one slower; "x polars" compares these, which other processes disturb least.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -33,7 +37,7 @@ from typing import Any
 import numpy as np
 
 FORMATS = ("parquet", "parquet-zstd", "npy", "csv")
-PROGRAMS = ("reader", "stream", "pass")
+PROGRAMS = ("polars", "pyarrow", "stream", "pass")
 ROW_GROUP = 1 << 17
 
 
@@ -77,25 +81,34 @@ def write(folder: Path, kind: str, rows: int, features: int) -> Path:
     return path
 
 
-def run_reader(path: Path) -> int:
-    rows = 0
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
+def run_polars(path: Path) -> int:
+    if path.suffix == ".npy":
+        return run_readinto(path)
+    import polars
 
-        for batch in pyarrow.parquet.ParquetFile(path, pre_buffer=False).iter_batches(1 << 15):
-            rows += batch.num_rows
-    elif path.suffix == ".csv":
-        import pyarrow.csv
+    lazy = polars.scan_parquet(path) if path.suffix == ".parquet" else polars.scan_csv(path)
+    frames = lazy.collect_batches(chunk_size=1 << 16, maintain_order=True, lazy=True)
+    return sum(len(frame.to_numpy(order="c")) for frame in frames)
 
-        for batch in pyarrow.csv.open_csv(path):
-            rows += batch.num_rows
-    else:
-        width = np.load(path, mmap_mode="r").shape[1]
-        buffer = np.empty((1 << 21) // (4 * width) * width, np.float32)
-        with path.open("rb", buffering=0) as handle:
-            handle.seek(128)  # the header that was written above
-            while count := handle.readinto(buffer.view(np.uint8).data):  # type: ignore[attr-defined]
-                rows += count // (4 * width)
+
+def run_pyarrow(path: Path) -> int:
+    if path.suffix == ".npy":
+        return run_readinto(path)
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    if path.suffix == ".csv":
+        return sum(batch.num_rows for batch in pyarrow.csv.open_csv(path))
+    return sum(batch.num_rows for batch in pyarrow.parquet.ParquetFile(path, pre_buffer=False).iter_batches(1 << 15))
+
+
+def run_readinto(path: Path) -> int:
+    rows, width = 0, np.load(path, mmap_mode="r").shape[1]
+    buffer = np.empty((1 << 21) // (4 * width) * width, np.float32)
+    with path.open("rb", buffering=0) as handle:
+        handle.seek(128)  # the header that was written above
+        while count := handle.readinto(buffer.view(np.uint8).data):
+            rows += count // (4 * width)
     return rows
 
 
@@ -111,7 +124,12 @@ def run_pass(path: Path) -> int:
     return int(torchintro.open_table(path).statistics().count)
 
 
-RUN: dict[str, Callable[[Path], int]] = {"reader": run_reader, "stream": run_stream, "pass": run_pass}
+RUN: dict[str, Callable[[Path], int]] = {
+    "polars": run_polars,
+    "pyarrow": run_pyarrow,
+    "stream": run_stream,
+    "pass": run_pass,
+}
 
 
 def measure(program: str, path: Path) -> dict[str, float]:
@@ -129,22 +147,29 @@ def forget(path: Path) -> None:
         os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
 def child(program: str, path: Path) -> None:
-    if program != "reader":
-        import torchintro.tables  # noqa: F401 (before the clock starts)
-    if path.suffix != ".npy":
+    # Before the clock starts.
+    if program in ("stream", "pass"):
+        import torchintro  # noqa: F401
+    if program == "pyarrow":
         import pyarrow.csv
         import pyarrow.parquet  # noqa: F401
-    begin = time.perf_counter()
+    else:
+        import polars  # noqa: F401
+    begin, used = time.perf_counter(), cpu_seconds()
     rows = RUN[program](path)
-    seconds = time.perf_counter() - begin
+    record = {"rows": rows, "seconds": time.perf_counter() - begin, "cpu_seconds": cpu_seconds() - used}
     status = Path("/proc/self/status").read_text()
-    peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
-    print(json.dumps({"rows": rows, "seconds": seconds, "peak_bytes": peak}))
+    print(json.dumps(record | {"peak_bytes": int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024}))
 
 
 def line(cells: list[str]) -> str:
-    return f"{cells[0]:<14}{cells[1]:>12}{cells[2]:>9}  {cells[3]:<8}" + "".join(f"{cell:>14}" for cell in cells[4:])
+    return f"{cells[0]:<14}{cells[1]:>12}{cells[2]:>9}  {cells[3]:<8}" + "".join(f"{cell:>12}" for cell in cells[4:])
 
 
 def main() -> int:
@@ -174,7 +199,7 @@ def main() -> int:
     record |= {"cold": chosen.cold, "cores": os.cpu_count(), "formats": {}}
     print(f"{rows:,} rows of {chosen.features} float32 features and a target; {os.cpu_count()} cores")
     print("MB/s are of float32 numbers; load is the machine's, beside this program's own.")
-    print(line(["format", "rows", "on disk", "program", "rows/s", "MB/s", "of reader", "peak memory", "load"]))
+    print(line(["format", "rows", "on disk", "program", "CPU s", "x polars", "wall s", "MB/s", "peak memory", "load"]))
     with tempfile.TemporaryDirectory(prefix="torchintro-stream-", dir=chosen.folder) as temporary:
         folder = chosen.folder if chosen.keep else Path(temporary)
         for kind in chosen.format or FORMATS:
@@ -188,13 +213,13 @@ def main() -> int:
                     runs[program].append(measure(program, path) | {"load": os.getloadavg()[0]})
                     if runs[program][-1]["rows"] != rows:
                         raise RuntimeError(f"{program} read {runs[program][-1]['rows']} rows of {rows}")
-            best = {program: min(samples, key=lambda run: run["seconds"]) for program, samples in runs.items()}
+            best = {program: min(samples, key=lambda run: run["cpu_seconds"]) for program, samples in runs.items()}
             for program in PROGRAMS:
-                seconds = best[program]["seconds"]
+                used, seconds = best[program]["cpu_seconds"], best[program]["seconds"]
                 peak = max(run["peak_bytes"] for run in runs[program])
-                cells = [kind, f"{rows:,}", f"{size / 1e9:.2f} GB"] if program == "reader" else ["", "", ""]
-                cells += [program, f"{rows / seconds:,.0f}", f"{rows * width / seconds / 1e6:,.0f}"]
-                cells += [f"{100 * best['reader']['seconds'] / seconds:.0f} %", f"{peak / 1e6:,.0f} MB"]
+                cells = [kind, f"{rows:,}", f"{size / 1e9:.2f} GB"] if program == PROGRAMS[0] else ["", "", ""]
+                cells += [program, f"{used:.2f}", f"{used / best['polars']['cpu_seconds']:.2f}", f"{seconds:.2f}"]
+                cells += [f"{rows * width / seconds / 1e6:,.0f}", f"{peak / 1e6:,.0f} MB"]
                 print(line([*cells, f"{best[program]['load']:.1f}"]), flush=True)
             record["formats"][kind] = {"bytes": size, "runs": runs}
             if not chosen.keep:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from torchintro import fit
-from torchintro.artifacts import load_model, save_model
-from torchintro.data import Standardize
+from torchintro.nn import Standardize
+from torchintro.saving import load_model, save_model
 
 torch.manual_seed(0)
 area = 40 + 120 * torch.rand(300, 1)

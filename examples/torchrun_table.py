@@ -19,7 +19,7 @@ import torch
 import torch.distributed
 
 from torchintro import fit, open_table
-from torchintro.training import initial_linear
+from torchintro.nn import initial_linear
 
 
 def write_table(folder: Path) -> None:

@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 
 from torchintro import evaluate, fit, tune
-from torchintro.data import split, synthetic
-from torchintro.training import initial_linear
+from torchintro.data.datasets import split, synthetic
+from torchintro.nn import initial_linear
 
 train, test = split(synthetic(200, seed=0), 0.2, seed=0)
 

@@ -6,21 +6,28 @@ import os
 import tempfile
 from collections.abc import Iterator
 
-# Compiled graphs are cached on disk by what was traced, which does not see that the operator was rebuilt since.
-_CACHE = tempfile.TemporaryDirectory(prefix="torchintro-inductor-")
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = _CACHE.name
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The processes that share the suite share its cores, too: threads that wait must not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+else:
+    # Compiled graphs are cached on disk by what was traced, which does not see that the operator was rebuilt since.
+    _CACHE = tempfile.TemporaryDirectory(prefix="torchintro-inductor-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = _CACHE.name
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from problems import DEVICES  # noqa: E402
+import pytest
+import torch
+from problems import DEVICES
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason="needs a CUDA device")
-        for item in items:
-            if "cuda" in item.keywords:
-                item.add_marker(skip)
+    # Without a device these tests are skipped; with one they run in one process, as some of them measure its memory.
+    if torch.cuda.is_available():
+        mark = pytest.mark.xdist_group("cuda")
+    else:
+        mark = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "cuda" in item.keywords:
+            item.add_marker(mark)
 
 
 @pytest.fixture(autouse=True)
@@ -52,16 +59,3 @@ def run(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     return run
-
-
-@pytest.fixture
-def _small(monkeypatch):
-    """Make blocks so small that a few rows have many."""
-    from torchintro import _csv, _readers, tables
-
-    monkeypatch.setattr(_readers, "BLOCK_BYTES", 256)
-    monkeypatch.setattr(_readers, "TRANSPOSED", 24)
-    monkeypatch.setattr(_csv, "RAW_BYTES", 64)
-    monkeypatch.setattr(_csv, "SAMPLE_BYTES", 40)
-    monkeypatch.setattr(_csv, "PARSED_BYTES", 32)
-    monkeypatch.setattr(tables, "HASHED", 5)

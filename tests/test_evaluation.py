@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from torchintro import open_table
+from torchintro import LinearStatistics, open_table
 from torchintro.evaluation import evaluate, predict
-from torchintro.training import initial_linear
+from torchintro.nn import Standardize, initial_linear
 
 X5 = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 y5 = X5[:, :2] + 1
@@ -194,5 +194,164 @@ def test_what_does_not_go_with_a_table_is_said(tmp_path):
         evaluate(nn.Linear(2, 1), torch.ones(5, 2))
     with pytest.raises(ValueError, match=r"^evaluate: X must be a table of as many targets as the model predicts"):
         evaluate(nn.Linear(2, 2), table)
-    with pytest.raises(TypeError, match=r"^evaluate: progress must be True or False, but got 1"):
+    with pytest.raises(TypeError, match=r"^evaluate: progress must be True, False or a callable, but got 1"):
         evaluate(nn.Linear(2, 1), table, progress=1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_statistics_are_judged_as_their_rows(bias, outputs, device):
+    X, y = problem(rows=500, outputs=outputs, device=device)
+    X = X * 3 + 1e4  # features in their own units
+    model = model_for(X, y)
+    if not bias:
+        model.bias = None
+    statistics = LinearStatistics(3, outputs, device=device).update(X[:200], y[:200]).update(X[200:], y[200:])
+    for judged in (model, nn.Sequential(Standardize.fit(X), model)):
+        expected = evaluate(judged, X, y)
+        del expected["mae"]
+        assert evaluate(judged, statistics) == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_constant_target_and_one_row_of_statistics():
+    X, y = X5, torch.full((5, 1), 2.5, dtype=torch.float64)
+    exact, wrong = (nn.Linear(3, 1, dtype=torch.float64) for _ in range(2))
+    for model, bias in ((exact, 2.5), (wrong, 3.5)):
+        nn.init.zeros_(model.weight)
+        nn.init.constant_(model.bias, bias)
+    statistics = LinearStatistics(3, 1).update(X, y)
+    assert evaluate(exact, statistics) == {"mse": 0.0, "rmse": 0.0, "r2": 1.0}
+    assert evaluate(wrong, statistics) == {"mse": 1.0, "rmse": 1.0, "r2": 0.0}
+    alone = evaluate(wrong, LinearStatistics(3, 1).update(X[:1], y[:1]))
+    assert (alone["mse"], math.isnan(alone["r2"])) == (1.0, True)
+    nn.init.constant_(wrong.weight, math.nan)
+    assert all(math.isnan(value) for value in evaluate(wrong, statistics).values())
+
+
+def test_rows_of_statistics_count_by_their_weights():
+    X, y = problem(rows=30, outputs=1)
+    weight = torch.arange(30) % 3
+    model = model_for(X, y)
+    expected = evaluate(model, X.repeat_interleave(weight, 0), y.repeat_interleave(weight, 0))
+    del expected["mae"]
+    assert evaluate(model, LinearStatistics(3, 1).update(X, y, weight)) == pytest.approx(expected, rel=1e-10)
+
+
+STATISTICS = LinearStatistics(3, 2).update(X5, y5)
+
+
+@pytest.mark.parametrize(
+    ("model", "X", "y", "error", "message"),
+    [
+        (
+            nn.Linear(3, 2),
+            STATISTICS,
+            y5,
+            TypeError,
+            "evaluate: y must be None with Lin.*, but got Tensor",
+        ),
+        (
+            print,
+            STATISTICS,
+            None,
+            TypeError,
+            "evaluate: model must be an nn.Module, but got builtin_function_or_method",
+        ),
+        (
+            nn.Identity(),
+            STATISTICS,
+            None,
+            TypeError,
+            r"evaluate: model must be an nn.Linear, or .* got Identity$",
+        ),
+        (
+            nn.Sequential(nn.Linear(3, 2), nn.ReLU()),
+            STATISTICS,
+            None,
+            TypeError,
+            r"evaluate: model must be an nn.Linear, or nn.Sequential\(Standardize, nn.Linear\), .* got Sequential$",
+        ),
+        (
+            nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)),
+            STATISTICS,
+            None,
+            TypeError,
+            r"evaluate: model must be an nn.Linear, or nn.Sequential\(Standardize, nn.Linear\), .* got Sequential$",
+        ),
+        (
+            nn.Linear(4, 2),
+            STATISTICS,
+            None,
+            ValueError,
+            "evaluate: X must be statistics of 4 features and 2 targets, as the model has, but has 3 and 2$",
+        ),
+        (
+            nn.Linear(3, 2),
+            LinearStatistics(3, 2),
+            None,
+            ValueError,
+            "evaluate: X must have at least one row of positive weight, but has none$",
+        ),
+        (
+            nn.Linear(3, 2),
+            "rows.csv",
+            None,
+            TypeError,
+            "evaluate: X must be a tensor, an array or a table, but got a",
+        ),
+        (nn.Linear(3, 2), [[1.0]], y5, TypeError, "evaluate: X must be a tensor or a NumPy array, but got list$"),
+    ],
+)
+def test_bad_calls_with_other_kinds_of_rows(model, X, y, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        evaluate(model, X, y)
+
+
+def test_predict_of_a_table_is_that_of_its_rows(tmp_path):
+    rows = torch.randn(40_000, 4, generator=torch.Generator().manual_seed(0))  # several pieces
+    np.save(tmp_path / "table.npy", rows.numpy())
+    model = initial_linear(3, 1, seed=1)
+    expected = predict(model, rows[:, :3])
+    table = open_table(tmp_path / "table.npy")
+    shown = []
+    pieces = table.pieces
+
+    def spy(**options):
+        shown.append(options["progress"])
+        return pieces(rows=7000)
+
+    assert torch.allclose(predict(model, table), expected, rtol=1e-6)
+    table.pieces = spy
+    prediction = predict(model, table, progress=True)
+    assert shown == [True]
+    assert prediction.shape == (40_000, 1)
+    assert prediction.device.type == "cpu"
+    assert torch.allclose(prediction, expected, rtol=1e-6)
+    without = open_table(tmp_path / "table.npy", features=["0", "1", "2"], target=())
+    assert torch.allclose(predict(model, without), expected, rtol=1e-6)
+    np.save(tmp_path / "table64.npy", rows.double().numpy())
+    wide = open_table(tmp_path / "table64.npy", dtype=torch.float64)
+    assert predict(model, wide).dtype == torch.float32  # the model's
+
+
+def test_bad_calls_of_predict(tmp_path):
+    np.save(tmp_path / "table.npy", np.ones((5, 3), np.float32))
+    table = open_table(tmp_path / "table.npy")
+    for model, X, error, message in (
+        (print, table, TypeError, "model must be an nn.Module, but got builtin_function_or_method"),
+        (print, X5, TypeError, "model must be an nn.Module, but got builtin_function_or_method"),
+        (nn.LSTM(2, 2), table, TypeError, "model must return a tensor, but returned tuple"),
+        (nn.Linear(3, 2), STATISTICS, TypeError, "X must be a tensor, an array or a table, but got LinearStatistics"),
+        (nn.Linear(3, 2), "rows.csv", TypeError, "X must be a tensor, an array or a table, but got a path"),
+        (nn.Linear(3, 2), [[1.0]], TypeError, "X must be a tensor or a NumPy array, but got list"),
+        (nn.Linear(3, 2), X5[:0], ValueError, r"X must have at least one row, but got shape \(0, 3\)"),
+        (nn.Linear(3, 2), torch.ones(()), ValueError, r"X must have at least one row, but got shape \(\)"),
+    ):
+        with pytest.raises(error, match=f"^predict: {message}"):
+            predict(model, X)
+    with pytest.raises(TypeError, match=r"^predict: progress must be True, False or a callable, but got 1$"):
+        predict(nn.Linear(2, 1), table, progress=1)
+    table.pieces = lambda **options: (pair for pair in ())
+    for function in (predict, evaluate):
+        with pytest.raises(ValueError, match=rf"^{function.__name__}: X must have at least one row, but the table has"):
+            function(nn.Linear(2, 1), table)

@@ -15,7 +15,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         print(f'torchintro: the command line needs {error.name}: pip install "torchintro[cli]"', file=sys.stderr)
         sys.exit(2)
-    from .cli import app
+    from .cli.app import app
 
     app(prog_name="torchintro")
 

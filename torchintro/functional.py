@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.jit import _builtins as _script_builtins
 
-from . import _library  # first: it defines torch.ops.torchintro
-from ._distributed import register_when_imported
+from . import _extension as _library
+from ._dtensor import register_when_imported
 
 __all__ = ["linear_full_batch_fit", "linear_mse_loss"]
 

@@ -11,12 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import _checks, _files
+from . import _checks, saving
+from .nn import Standardize
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from .data import Standardize
 
 __all__ = ["LinearStatistics"]
 
@@ -239,7 +238,7 @@ class LinearStatistics:
         Raises:
             OSError: The file cannot be written; an existing one is as it was.
         """
-        return _files.write(path, _KIND, _VERSION, to_content(self.tensors))
+        return saving.write_file(path, _KIND, _VERSION, to_content(self.tensors))
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
@@ -257,7 +256,7 @@ class LinearStatistics:
             ValueError: It is not such a file.
         """
         function = "LinearStatistics.load"
-        content = _files.read(function, path, _KIND, _VERSION, map_location=device)
+        content = saving.read_file(function, path, _KIND, _VERSION, map_location=device)
         moments = from_content(function, path, content)
         statistics = cls(moments[1].numel(), moments[2].numel(), device=device)
         statistics._set(moments)
@@ -393,8 +392,6 @@ class LinearStatistics:
             >>> statistics.mean_x, standardize(torch.tensor([[3.0]]))
             (tensor([0.], dtype=torch.float64), tensor([[1.]]))
         """
-        from .data import Standardize  # which imports this module
-
         function = "LinearStatistics.standardized"
         self._check_rows(function)
         deviation = (self.sxx.diagonal() / self.count).clamp_min(0).sqrt()

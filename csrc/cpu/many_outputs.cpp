@@ -43,9 +43,9 @@ at::Tensor by_rows(const at::Tensor& matrix) {
 }
 
 // Some of the rows, tile by tile, and their sums.
-class Rows {
+class TiledRows {
  public:
-  Rows(const Problem& p, const Tiles& tiles, const std::array<at::Tensor, 4>& gradients)
+  TiledRows(const Problem& p, const Tiles& tiles, const std::array<at::Tensor, 4>& gradients)
       : p_(p),
         tiles_(tiles),
         gradients_(gradients),
@@ -104,7 +104,7 @@ class Rows {
     return gradients_[kInput];
   }
 
-  void add(Rows& other) {
+  void add(TiledRows& other) {
     loss_ += other.loss_;
     for (size_t o = 0; o < bias_sums_.size(); ++o) {
       bias_sums_[o] += other.bias_sums_[o];
@@ -218,7 +218,7 @@ std::tuple<at::Tensor, std::array<at::Tensor, 4>> many_outputs(const Problem& p)
   auto gradients = empty_gradients(p, empty_gradient);
   const auto tiles = make_tiles(p);
 
-  std::vector<Rows> lanes;
+  std::vector<TiledRows> lanes;
   lanes.reserve(tiles.lanes);
   for (int64_t lane = 0; lane < tiles.lanes; ++lane) {
     lanes.emplace_back(p, tiles, gradients);

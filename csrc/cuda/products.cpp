@@ -11,12 +11,12 @@ namespace torchintro::cuda {
 namespace {
 
 // A matrix with its rows one after the other, and how far apart they are, at least a row.
-struct Rows {
+struct RowMajor {
   at::Tensor tensor;
   int stride;
 };
 
-Rows by_rows(const at::Tensor& matrix) {
+RowMajor row_major(const at::Tensor& matrix) {
   const auto tensor = matrix.stride(1) == 1 && matrix.stride(0) >= matrix.size(1) && matrix.stride(0) <= INT32_MAX
       ? matrix
       : matrix.contiguous();
@@ -30,8 +30,8 @@ void add_product(at::Tensor& sum, const at::Tensor& a, const at::Tensor& b, doub
   if (sum.numel() == 0) {
     return;
   }
-  const auto left = by_rows(a);
-  const auto right = by_rows(b);
+  const auto left = row_major(a);
+  const auto right = row_major(b);
   const auto type = a.scalar_type() == at::kBFloat16 ? CUDA_R_16BF : CUDA_R_16F;
   const auto alpha_float = static_cast<float>(alpha);
   const auto beta_float = static_cast<float>(beta);

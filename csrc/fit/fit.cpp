@@ -91,7 +91,7 @@ struct Checks {
       momentum |= options[k * kOptions + kMomentum] != 0;
       amsgrad |= options[k * kOptions + kAmsgrad] != 0;
     }
-    return r.rule == Rule::Sgd ? 1 + (momentum ? 1 : 0) : 3 + (amsgrad ? 1 : 0);
+    return r.optimizer == Optimizer::Sgd ? 1 + (momentum ? 1 : 0) : 3 + (amsgrad ? 1 : 0);
   }
 };
 
@@ -122,7 +122,7 @@ void fill_run(
   r.options = options;
   r.state = state;
   r.stopped = stopped;
-  r.rule = parse_rule(op, optimizer);
+  r.optimizer = parse_optimizer(op, optimizer);
   r.models = linear_weight.size(0);
   r.out_features = linear_weight.size(1);
   r.in_features = linear_weight.size(2);
@@ -158,14 +158,14 @@ Moments check_moments(const Checks& checks, at::TensorList given, const Run& run
 
 } // namespace
 
-Rule parse_rule(const char* op, std::string_view optimizer) {
+Optimizer parse_optimizer(const char* op, std::string_view optimizer) {
   TORCH_CHECK_VALUE(
       optimizer == "sgd" || optimizer == "adam" || optimizer == "adamw",
       op,
       ": optimizer must be 'sgd', 'adam' or 'adamw', but got '",
       optimizer,
       "'");
-  return optimizer == "sgd" ? Rule::Sgd : optimizer == "adam" ? Rule::Adam : Rule::AdamW;
+  return optimizer == "sgd" ? Optimizer::Sgd : optimizer == "adam" ? Optimizer::Adam : Optimizer::AdamW;
 }
 
 RowsRun check_rows_run(

@@ -26,7 +26,7 @@ namespace torchintro::fit {
 using OptionalTensor = std::optional<at::Tensor>;
 
 // The optimizers, by what a step does to a parameter p with gradient g; as torch.optim defines them.
-enum class Rule { Sgd, Adam, AdamW };
+enum class Optimizer { Sgd, Adam, AdamW };
 
 // Columns of `options`, one row a model.
 enum SgdOption { kMomentum, kDampening, kSgdWeightDecay, kNesterov };
@@ -40,7 +40,7 @@ constexpr int64_t kFirstMoment = 1, kSecondMoment = 2, kLargestSecondMoment = 3;
 
 // The sizes of a run, and how far it has come.
 struct RunSizes {
-  Rule rule;
+  Optimizer optimizer;
   int64_t models;
   int64_t out_features;
   int64_t in_features;
@@ -102,7 +102,7 @@ struct MomentsRun : Run {
 using Losses = std::tuple<at::Tensor, at::Tensor>;
 
 // `op` is for the ValueError that an unknown name raises.
-Rule parse_rule(const char* op, std::string_view optimizer);
+Optimizer parse_optimizer(const char* op, std::string_view optimizer);
 
 // Each raises ValueError, TypeError or RuntimeError, with the argument, what was expected and what came, unless the call is
 // well formed.

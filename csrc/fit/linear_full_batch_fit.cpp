@@ -99,7 +99,7 @@ at::Tensor linear_full_batch_fit(
       kOperator, ": options must hold ", kOptions, " numbers or none, but got ", options.size());
   // clang-format on
   RunSizes run{};
-  run.rule = parse_rule(kOperator, optimizer);
+  run.optimizer = parse_optimizer(kOperator, optimizer);
   run.models = 1;
   run.out_features = linear_weight.size(0);
   run.in_features = linear_weight.size(1);

@@ -14,13 +14,13 @@
 
 namespace torchintro::fit {
 
-enum class RuleKind { Sgd, Momentum, Nesterov, Adam, AdamAmsgrad };
+enum class UpdateRule { Sgd, Momentum, Nesterov, Adam, AdamAmsgrad };
 
 // The numbers of one update, the same for all of a model's parameters. Computed in float64 as Python does, then rounded to T,
 // as ATen rounds a scalar.
 template <typename T>
 struct Update {
-  RuleKind kind;
+  UpdateRule kind;
   bool first; // of all updates: the momentum buffer begins as the gradient itself
   T decay; // g += decay p
   T shrink; // p *= shrink, AdamW's decoupled decay
@@ -39,14 +39,14 @@ TORCHINTRO_HOST_DEVICE Update<T> make_update(
   u.first = first;
   u.shrink = T(1);
   if (!adam) {
-    u.kind = options[0] == 0 ? RuleKind::Sgd : options[3] != 0 ? RuleKind::Nesterov : RuleKind::Momentum;
+    u.kind = options[0] == 0 ? UpdateRule::Sgd : options[3] != 0 ? UpdateRule::Nesterov : UpdateRule::Momentum;
     u.momentum = static_cast<T>(options[0]);
     u.damped = static_cast<T>(1 - options[1]);
     u.decay = static_cast<T>(options[2]);
     u.step = static_cast<T>(lr);
     return u;
   }
-  u.kind = options[4] != 0 ? RuleKind::AdamAmsgrad : RuleKind::Adam;
+  u.kind = options[4] != 0 ? UpdateRule::AdamAmsgrad : UpdateRule::Adam;
   u.decay = decoupled ? T(0) : static_cast<T>(options[2]);
   u.shrink = decoupled ? static_cast<T>(1 - lr * options[2]) : T(1);
   u.beta1_rest = static_cast<T>(1 - options[0]);
@@ -59,22 +59,22 @@ TORCHINTRO_HOST_DEVICE Update<T> make_update(
 }
 
 // p with gradient g; `memory[i * stride]` are the optimizer's rows of this parameter (fit.h: momentum buffer, or the moments).
-template <RuleKind Kind, typename T>
+template <UpdateRule Kind, typename T>
 TORCHINTRO_HOST_DEVICE T updated(const Update<T>& u, T p, T g, T* memory, int64_t stride) {
   g += u.decay * p;
-  if constexpr (Kind == RuleKind::Sgd) {
+  if constexpr (Kind == UpdateRule::Sgd) {
     return p - u.step * g;
-  } else if constexpr (Kind == RuleKind::Momentum || Kind == RuleKind::Nesterov) {
+  } else if constexpr (Kind == UpdateRule::Momentum || Kind == UpdateRule::Nesterov) {
     const T buffer = u.first ? g : u.momentum * memory[0] + u.damped * g;
     memory[0] = buffer;
-    return p - u.step * (Kind == RuleKind::Nesterov ? g + u.momentum * buffer : buffer);
+    return p - u.step * (Kind == UpdateRule::Nesterov ? g + u.momentum * buffer : buffer);
   } else {
     const T first = memory[0] + u.beta1_rest * (g - memory[0]);
     const T second = u.beta2 * memory[stride] + u.beta2_rest * g * g;
     memory[0] = first;
     memory[stride] = second;
     T root = second;
-    if constexpr (Kind == RuleKind::AdamAmsgrad) {
+    if constexpr (Kind == UpdateRule::AdamAmsgrad) {
       // As torch.maximum: NaN wins.
       root = memory[2 * stride] >= second ? memory[2 * stride] : second;
       memory[2 * stride] = root;

@@ -211,22 +211,25 @@ __device__ inline void add_rows(
 template <typename T>
 __device__ inline T updated(const fit::Update<T>& u, T p, T g, T* memory, int stride) {
   switch (u.kind) { // the same for the whole block
-    case fit::RuleKind::Sgd:
-      return fit::updated<fit::RuleKind::Sgd>(u, p, g, memory, stride);
-    case fit::RuleKind::Momentum:
-      return fit::updated<fit::RuleKind::Momentum>(u, p, g, memory, stride);
-    case fit::RuleKind::Nesterov:
-      return fit::updated<fit::RuleKind::Nesterov>(u, p, g, memory, stride);
-    case fit::RuleKind::Adam:
-      return fit::updated<fit::RuleKind::Adam>(u, p, g, memory, stride);
-    case fit::RuleKind::AdamAmsgrad:
-      return fit::updated<fit::RuleKind::AdamAmsgrad>(u, p, g, memory, stride);
+    case fit::UpdateRule::Sgd:
+      return fit::updated<fit::UpdateRule::Sgd>(u, p, g, memory, stride);
+    case fit::UpdateRule::Momentum:
+      return fit::updated<fit::UpdateRule::Momentum>(u, p, g, memory, stride);
+    case fit::UpdateRule::Nesterov:
+      return fit::updated<fit::UpdateRule::Nesterov>(u, p, g, memory, stride);
+    case fit::UpdateRule::Adam:
+      return fit::updated<fit::UpdateRule::Adam>(u, p, g, memory, stride);
+    case fit::UpdateRule::AdamAmsgrad:
+      return fit::updated<fit::UpdateRule::AdamAmsgrad>(u, p, g, memory, stride);
   }
   return p;
 }
 
-__device__ inline int memory_rows(fit::RuleKind kind) {
-  return kind == fit::RuleKind::Sgd ? 0 : kind == fit::RuleKind::Adam ? 2 : kind == fit::RuleKind::AdamAmsgrad ? 3 : 1;
+__device__ inline int memory_rows(fit::UpdateRule kind) {
+  return kind == fit::UpdateRule::Sgd        ? 0
+      : kind == fit::UpdateRule::Adam        ? 2
+      : kind == fit::UpdateRule::AdamAmsgrad ? 3
+                                             : 1;
 }
 
 // A model's loss from the sums of the block's warps.

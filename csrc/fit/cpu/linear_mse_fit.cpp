@@ -5,7 +5,7 @@
 // Bytes an epoch: X and the target once, as long as a block's part of X and the models' weights stay in the second-level
 // cache. Operations: 4 N D O K.
 #include "cpu/call.h"
-#include "fit/composed.h"
+#include "fit/decomposed.h"
 #include "fit/cpu/models.h"
 #include "fit/cpu/team.h"
 
@@ -401,7 +401,7 @@ class Loop {
 
 Losses linear_mse_fit_cpu(const RowsRun& run) {
   if (run.out_features > cpu::kMaximumFewOutputs) {
-    return composed_rows_run(run);
+    return decomposed_rows_run(run);
   }
   count_changes(run);
   return run.input.scalar_type() == at::kDouble ? Loop<double>(run).run() : Loop<float>(run).run();

@@ -57,11 +57,11 @@ class Models {
 
   Update<T> update_of(int64_t model, int64_t epoch_of_call, int64_t step) const {
     const double* options = options_ + model * kOptions;
-    const bool adam = run_.rule != Rule::Sgd;
+    const bool adam = run_.optimizer != Optimizer::Sgd;
     const double number = static_cast<double>(step + 1);
     return make_update<T>(
         adam,
-        run_.rule == Rule::AdamW,
+        run_.optimizer == Optimizer::AdamW,
         options,
         lr_[epoch_of_call * run_.models + model],
         step == 0,
@@ -96,7 +96,7 @@ class Models {
   }
 
  private:
-  template <RuleKind Kind>
+  template <UpdateRule Kind>
   void update_all(const Update<T>& u, T* p, const T* gradient, T* state, int64_t count) const {
     for (int64_t i = 0; i < count; ++i) {
       state[i] = p[i];
@@ -106,16 +106,16 @@ class Models {
 
   void update_part(const Update<T>& u, T* p, const T* gradient, T* state, int64_t count) const {
     switch (u.kind) {
-      case RuleKind::Sgd:
-        return update_all<RuleKind::Sgd>(u, p, gradient, state, count);
-      case RuleKind::Momentum:
-        return update_all<RuleKind::Momentum>(u, p, gradient, state, count);
-      case RuleKind::Nesterov:
-        return update_all<RuleKind::Nesterov>(u, p, gradient, state, count);
-      case RuleKind::Adam:
-        return update_all<RuleKind::Adam>(u, p, gradient, state, count);
-      case RuleKind::AdamAmsgrad:
-        return update_all<RuleKind::AdamAmsgrad>(u, p, gradient, state, count);
+      case UpdateRule::Sgd:
+        return update_all<UpdateRule::Sgd>(u, p, gradient, state, count);
+      case UpdateRule::Momentum:
+        return update_all<UpdateRule::Momentum>(u, p, gradient, state, count);
+      case UpdateRule::Nesterov:
+        return update_all<UpdateRule::Nesterov>(u, p, gradient, state, count);
+      case UpdateRule::Adam:
+        return update_all<UpdateRule::Adam>(u, p, gradient, state, count);
+      case UpdateRule::AdamAmsgrad:
+        return update_all<UpdateRule::AdamAmsgrad>(u, p, gradient, state, count);
     }
   }
 

@@ -5,7 +5,7 @@
 #include "fit/fit.h"
 
 #include "cuda/kernels/fit.h"
-#include "fit/composed.h"
+#include "fit/decomposed.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
@@ -43,8 +43,8 @@ cuda::FitRowsCall make_call(const RowsRun& run) {
   call.validation_rows = run.validation_input.defined() ? run.validation_input.size(0) : 0;
   call.validation_input = kernel_matrix(run.validation_input);
   call.validation_target = kernel_matrix(run.validation_target);
-  call.adam = run.rule != Rule::Sgd;
-  call.decoupled = run.rule == Rule::AdamW;
+  call.adam = run.optimizer != Optimizer::Sgd;
+  call.decoupled = run.optimizer == Optimizer::AdamW;
   call.train_weight = run.train_weight;
   call.train_bias = run.train_bias;
   call.linear_weight = run.linear_weight.mutable_data_ptr();
@@ -117,7 +117,7 @@ Losses linear_mse_fit_cuda(const RowsRun& run) {
   const c10::cuda::CUDAGuard guard(run.input.device());
   const at::AutoDispatchBelowAutograd below_autograd;
   const auto call = make_call(run);
-  return cuda::fit_rows_takes(call) ? one_launch(run, call) : composed_rows_run(run);
+  return cuda::fit_rows_takes(call) ? one_launch(run, call) : decomposed_rows_run(run);
 }
 
 TORCH_LIBRARY_IMPL(torchintro, CUDA, m) {

@@ -1,0 +1,1 @@
+"""What the fused operator is timed against, one file a library or way of writing the loop."""

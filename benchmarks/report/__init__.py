@@ -1,0 +1,1 @@
+"""What the benchmark shows: its text, its Markdown tables and its pictures."""

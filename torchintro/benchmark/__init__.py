@@ -1,1 +1,0 @@
-"""Side-by-side timings of plain PyTorch, ``torch.compile`` and this package: the command ``torchintro bench``."""
