@@ -96,7 +96,7 @@ def test_ctrl_c_keeps_the_trials(tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert err.startswith("torchintro: interrupted; the finished trials are kept in run/study.journal; ")
+    assert err.startswith("torchintro: interrupted; the finished trials are kept in run/study.journal, ")
     assert err.count("\n") == 1
     assert finished_trials(journal) >= 2
 

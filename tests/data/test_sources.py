@@ -227,6 +227,10 @@ class TestNumbersInCsv:
         assert np.array_equal(torch.cat(shares).numpy(), expected)
         assert table.rows == len(rows)
 
+    @pytest.mark.parametrize("rows", ['0,x",0\n1,y,2\n', '0,x",0\n1,y",2\n', '0,x,0\n1,y""z",2\n'])
+    def test_a_quotation_mark_within_a_field(self, tmp_path, rows):
+        assert self.rows(tmp_path, f"a,note,b\n{rows}", features=["a"], target="b") == [[0, 0], [1, 2]]
+
 
 class TestFarFromZero:
     """A column of Unix seconds: float32 numbers are 128 apart there."""

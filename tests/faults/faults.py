@@ -420,7 +420,7 @@ FAULTS: tuple[Fault, ...] = (
         "A run that diverges has the exit code of success.",
         "BAD_INPUT, DIVERGED, INTERRUPTED = 2, 1, 130",
         "BAD_INPUT, DIVERGED, INTERRUPTED = 2, 0, 130",
-        "cli/test_train.py::test_train_that_diverges",
+        "cli/test_train_command.py::test_train_that_diverges",
     ),
     _python(
         "wrong-gradient-verified",

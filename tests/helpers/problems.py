@@ -201,7 +201,7 @@ def assert_sorted_rows_lose_no_digits(rows: int, out_features: int, dtype: torch
     scale = 1.0 if dtype == torch.bfloat16 else 2.0**15
 
     def gradient(operator: Operator, dtype: torch.dtype) -> Tensor:
-        moved = [tensor.to(device, dtype) for tensor in (x, w, t)]
+        moved = [tensor.to(device, dtype, copy=True) for tensor in (x, w, t)]  # no gradient is added to another call's
         moved[1].requires_grad_()
         (operator(*moved) * scale).backward()
         return moved[1].grad.double() / scale

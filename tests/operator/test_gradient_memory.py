@@ -87,7 +87,7 @@ print((during - before) / size, (resident() - before) / size)
         environment = {
             **os.environ,
             "TORCHINTRO_KEEP_MEMORY": keep,
-            "PYTHONPATH": python_path(),
+            "PYTHONPATH": python_path(Path(__file__).parent),
             "MALLOC_MMAP_THRESHOLD_": "65536",  # else malloc keeps the input's memory
         }
         command = [sys.executable, "-c", program]

@@ -347,10 +347,19 @@ def test_torchscript_trace(device: str) -> None:
 # Tensors without data, and subclasses
 
 
+@pytest.mark.parametrize("requires_grad", [True, False])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_meta_tensors(device: str, reduction: str) -> None:
+def test_meta_tensors(device: str, reduction: str, requires_grad: bool) -> None:
     problem = make_problem(
-        (4, 5), 3, 2, weight="row", reduction=reduction, dtype=torch.bfloat16, target_dtype=torch.float32, device=device
+        (4, 5),
+        3,
+        2,
+        weight="row",
+        reduction=reduction,
+        requires_grad=(requires_grad,) * 4,
+        dtype=torch.bfloat16,
+        target_dtype=torch.float32,
+        device=device,
     )
     results, shapes = problem.results(linear_mse_loss), problem.map(lambda t: t.to("meta")).results(linear_mse_loss)
     assert results.keys() == shapes.keys()

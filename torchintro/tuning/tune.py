@@ -131,6 +131,7 @@ def tune(  # noqa: PLR0913 (a public function)
         ValueError: An argument has a wrong value, or the study in the storage was made with other settings.
 
     Example:
+        >>> import torch
         >>> X = torch.randn(100, 1)
         >>> study = tune(X, 3 * X, n_trials=5, validation=0.2, seed=0)
         >>> 1e-4 <= study.best_params["lr"] <= 1e-1
@@ -208,6 +209,7 @@ def best_lr(study: optuna.Study) -> float | None:
         The learning rate.
 
     Example:
+        >>> import torch
         >>> X = torch.randn(100, 1)
         >>> best_lr(tune(X, 3 * X, n_trials=2, lr=(10, 1000), seed=0)) is None
         True
