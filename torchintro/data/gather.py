@@ -69,7 +69,14 @@ def gather(
     if checkpoint is not None:
         if not isinstance(checkpoint, str | Path):
             raise TypeError(f"{function}: checkpoint must be a path or None, but got {type(checkpoint).__name__}")
-        kept = _Kept(function, Path(checkpoint), _identity(table, fraction, seed, share, dtype))
+        identity = {
+            "table": table.fingerprint(),
+            "fraction": fraction,
+            "seed": None if fraction is None else seed,
+            "share": list(share) if isinstance(share, tuple) else share,  # `pieces` answers what is no pair
+            "dtype": str(dtype or table.dtype),
+        }
+        kept = _Kept(function, Path(checkpoint), identity)
         gathered = kept.begin(gathered)
         if gathered.complete:
             return gathered
@@ -109,19 +116,6 @@ def _picked(X: Tensor, y: Tensor, mark: Tensor) -> list[Tensor]:
     rows = np.flatnonzero(mark.numpy())
     bits = (np.take(part.view(integers[part.element_size()]).numpy(), rows, axis=0) for part in (X, y))
     return [torch.from_numpy(part).view(X.dtype) for part in bits]
-
-
-def _identity(
-    table: Streamable, fraction: float | None, seed: int, share: tuple[int, int], dtype: torch.dtype | None
-) -> dict[str, Any]:
-    """Return what makes two passes the same one, in the words of a sentence."""
-    return {
-        "table": table.fingerprint(),
-        "fraction": fraction,
-        "seed": None if fraction is None else seed,
-        "share": list(share) if isinstance(share, tuple) else share,  # `pieces` answers what is no pair
-        "dtype": str(dtype or table.dtype),
-    }
 
 
 class _Kept:

@@ -466,10 +466,8 @@ class Table:
 
 def _together(parts: list[list[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Return a piece in memory of its own."""
-    if len(parts) == 1 and parts[0][0]._base is None:
-        X, y, mark = parts[0]
-    else:
-        X, y, mark = (torch.cat(column) for column in zip(*parts, strict=True))
+    whole = len(parts) == 1 and parts[0][0]._base is None
+    X, y, mark = parts[0] if whole else (torch.cat(column) for column in zip(*parts, strict=True))
     return X, y, mark
 
 
