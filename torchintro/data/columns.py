@@ -6,32 +6,15 @@ import contextlib
 import importlib
 import math
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-__all__ = [
-    "TableError",
-    "check_names",
-    "choose",
-    "extra",
-    "listed",
-    "no_number",
-    "no_numbers",
-    "no_table",
-    "not_finite",
-    "spoken_by",
-    "twice",
-]
+__all__ = ["TableError", "choose", "extra", "listed", "no_numbers", "no_table", "not_finite", "spoken_by", "twice"]
 
 SHOWN_NAMES = 12
 
 
 class TableError(Exception):
-    """What is wrong with a table, not yet with the name of the public function that was called.
-
-    Args:
-        message: The sentence.
-        kind: The exception that the caller gets.
-    """
+    """What is wrong with a table, not yet with the name of the function whose caller gets an exception of ``kind``."""
 
     def __init__(self, message: str, kind: type[Exception] = ValueError) -> None:
         super().__init__(message)
@@ -71,19 +54,14 @@ def choose(
     for name in feature_names:
         if name in target_names:
             raise TableError(f"column {name!r} is named as a feature and as a target")
-    check_names(where, names, target_names)
-    check_names(where, names, feature_names)
+    there = set(names)
+    for wanted in (target_names, feature_names):
+        missing = [name for name in wanted if name not in there]
+        if missing:
+            raise TableError(f"{where} has no column {missing[0]!r}; it has {listed(names)}")
+        if len(set(wanted)) < len(wanted):
+            raise TableError(f"a column is named twice: {', '.join(wanted)}")
     return feature_names, target_names
-
-
-def check_names(where: object, names: Iterable[str], wanted: Sequence[str]) -> None:
-    """Raise an error where one of the ``wanted`` columns is not there, or is wanted twice."""
-    there = dict.fromkeys(names)
-    missing = [name for name in wanted if name not in there]
-    if missing:
-        raise TableError(f"{where} has no column {missing[0]!r}; it has {listed(tuple(there))}")
-    if len(set(wanted)) < len(wanted):
-        raise TableError(f"a column is named twice: {', '.join(wanted)}")
 
 
 def listed(names: Sequence[str]) -> str:
@@ -110,18 +88,8 @@ def no_numbers(where: object, name: str, kind: object) -> TableError:
     return TableError(f"column {name!r} of {where} must be numeric, but holds {kind}")
 
 
-def no_number(where: object, name: str, text: str, row: int) -> TableError:
-    """Return the error for a text, in a row counted from 1, that is no number."""
-    return TableError(f"column {name!r} of {where} must be numeric, but holds {text[:40]!r} in row {row}")
-
-
 def not_finite(where: object, name: str, value: float, row: int, dtype: str) -> TableError:
     """Return the error for a value, in a row counted from 1, that is missing, infinite or beyond the ``dtype``."""
-    what = (
-        "a missing value"
-        if math.isnan(value)
-        else "an infinite value"
-        if math.isinf(value)
-        else f"a value beyond {dtype}"
-    )
+    what = "a missing value" if math.isnan(value) else f"a value beyond {dtype}"
+    what = "an infinite value" if math.isinf(value) else what
     return TableError(f"column {name!r} of {where} has {what} in row {row}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .columns import TableError, no_number, no_table, not_finite, twice
+from .columns import TableError, no_numbers, no_table, not_finite, twice
 from .sources import Block, FileSource, batches, is_finite, matrices, polars_, polars_errors
 
 if TYPE_CHECKING:
@@ -62,7 +62,11 @@ class CsvFile(FileSource):
         self._odd: bool | None = None
         self._counted: _Counted | None = None
         records = self._parsed(0) if self.size else iter(())
-        names: list[str] = next((record for record in records if record or self._skip_one()), [])
+        names: list[str] = []
+        for names in records:
+            if names:
+                break
+            self._before += 1
         if not names:
             raise no_table(path, kind, "it is empty")
         self.names = tuple(names)
@@ -76,10 +80,6 @@ class CsvFile(FileSource):
         )
         self._is_empty = not sample and not any(records)
         self._lines_at_once = max(16, min(LINES, FIELDS // len(self.names)))
-
-    def _skip_one(self) -> bool:
-        self._before += 1
-        return False
 
     @property
     def rows(self) -> int | None:  # type: ignore[override]
@@ -136,8 +136,10 @@ class CsvFile(FileSource):
                         yield block
                     if error is not None:
                         raise error
-                if not refused:
+                # Where a quotation mark in the first record is meant literally Polars may find no record at all.
+                if not refused and (record or self._is_empty or self._counted is not None):
                     return
+                refused = True
             except polars_errors():
                 # Where there are quotation marks Polars may count other records: what follows is read as text.
                 refused = refused or self._has_quotes()
@@ -181,7 +183,7 @@ class CsvFile(FileSource):
                 if word in MISSING or math.isinf(matrix[i, j]):
                     error = not_finite(self.path, name, math.inf if math.isinf(matrix[i, j]) else math.nan, row, "")
                 else:
-                    error = no_number(self.path, name, word, row)
+                    error = no_numbers(self.path, name, f"{word[:40]!r} in row {row}")
                 good = i
                 break
         return matrix[:good], error

@@ -134,9 +134,8 @@ def split(dataset: Dataset, test_fraction: float = 0.2, *, seed: int | None = 0)
         100
     """
     seed = dataset.part.seed if seed is None and dataset.part is not None else seed
-    rows, parts = _split(
-        "split", "test_fraction", len(dataset), test_fraction, seed, part=dataset.part, numbers=dataset.numbers
-    )
+    function, name = "split", "test_fraction"
+    rows, parts = _split(function, name, len(dataset), test_fraction, seed, dataset.part, dataset.numbers)
     train, test = (replace(dataset.select(chosen), part=part) for chosen, part in zip(rows, parts, strict=True))
     return train, test
 
@@ -146,18 +145,11 @@ def split_rows(function: str, name: str, rows: int, value: object, seed: int | N
 
     ``value`` is the second part's share, called ``name`` by the caller, ``function``.
     """
-    return _split(function, name, rows, value, seed)[0]
+    return _split(function, name, rows, value, seed, None, None)[0]
 
 
 def _split(
-    function: str,
-    name: str,
-    rows: int,
-    value: object,
-    seed: int | None,
-    *,
-    part: Part | None = None,
-    numbers: Tensor | None = None,
+    function: str, name: str, rows: int, value: object, seed: int | None, part: Part | None, numbers: Tensor | None
 ) -> tuple[tuple[Tensor, Tensor], tuple[Part, Part]]:
     """Return the indices of the rows of both parts, and the parts."""
     if seed is None:

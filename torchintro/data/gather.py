@@ -28,20 +28,12 @@ _SAVED_EVERY = 10.0
 
 @dataclass
 class Pass:
-    """What a pass has gathered.
-
-    Attributes:
-        train: The statistics of the rows that are not held out.
-        held_out: Those of the rows that are; of none without a fraction.
-        rows: How many rows were read for both.
-        seconds: Wall-clock time, that of the earlier runs which this one went on from included.
-        complete: Whether these were all rows.
-    """
+    """What a pass has gathered: the statistics of the rows that are not held out, and of those that are."""
 
     train: LinearStatistics
-    held_out: LinearStatistics
-    rows: int = 0
-    seconds: float = 0.0
+    held_out: LinearStatistics  # of no rows without a fraction
+    rows: int = 0  # of both
+    seconds: float = 0.0  # of the earlier runs too which this one went on from
     complete: bool = False
 
 
@@ -77,7 +69,14 @@ def gather(
     if checkpoint is not None:
         if not isinstance(checkpoint, str | Path):
             raise TypeError(f"{function}: checkpoint must be a path or None, but got {type(checkpoint).__name__}")
-        kept = _Kept(function, Path(checkpoint), _identity(table, fraction, seed, share, dtype))
+        identity = {
+            "table": table.fingerprint(),
+            "fraction": fraction,
+            "seed": None if fraction is None else seed,
+            "share": list(share) if isinstance(share, tuple) else share,  # `pieces` answers what is no pair
+            "dtype": str(dtype or table.dtype),
+        }
+        kept = _Kept(function, Path(checkpoint), identity)
         gathered = kept.begin(gathered)
         if gathered.complete:
             return gathered
@@ -119,27 +118,8 @@ def _picked(X: Tensor, y: Tensor, mark: Tensor) -> list[Tensor]:
     return [torch.from_numpy(part).view(X.dtype) for part in bits]
 
 
-def _identity(
-    table: Streamable, fraction: float | None, seed: int, share: tuple[int, int], dtype: torch.dtype | None
-) -> dict[str, Any]:
-    """Return what makes two passes the same one, in the words of a sentence."""
-    return {
-        "table": table.fingerprint(),
-        "fraction": fraction,
-        "seed": None if fraction is None else seed,
-        "share": list(share) if isinstance(share, tuple) else share,  # `pieces` answers what is no pair
-        "dtype": str(dtype or table.dtype),
-    }
-
-
 class _Kept:
-    """The file of a pass. Within it what was reached is saved from time to time, and in the end, however that comes.
-
-    Args:
-        function: Whose argument ``checkpoint`` is.
-        path: The file.
-        identity: Which pass it is.
-    """
+    """The file of a pass. Within it what was reached is saved from time to time, and in the end, however that comes."""
 
     def __init__(self, function: str, path: Path, identity: dict[str, Any]) -> None:
         self._function, self._path, self._identity = function, path, identity

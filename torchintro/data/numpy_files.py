@@ -26,14 +26,12 @@ class _Arrays(FileSource):
     dtypes: dict[str, np.dtype[Any]]
 
     def is_wide(self, names: Sequence[str]) -> bool:
-        """Look at the dtypes."""
         for name in names:
             if self.dtypes[name].kind not in "biuf":
                 raise no_numbers(self.path, name, self.dtypes[name])
         return not all(np.can_cast(self.dtypes[name], np.float32) for name in names)
 
     def value(self, name: str, row: int) -> float:
-        """Read it again."""
         block = next(self.blocks([name], 1, wide=True, first=row, last=row + 1, rows=1))
         return float(block.X[0, 0])
 
@@ -86,8 +84,7 @@ class NpyFile(_Arrays):
                     chosen = matrix[:, :n].T
                 else:
                     self._read(handle, at * width, matrix[:n])
-                    run = np.array_equal(wanted, np.arange(width))
-                    chosen = matrix[:n] if run else matrix[:n, wanted]
+                    chosen = matrix[:n] if np.array_equal(wanted, np.arange(width)) else matrix[:n, wanted]
                 yield Block(at, *_converted(chosen, features, wide))
 
     def _read(self, handle: BinaryIO, element: int, into: npt.NDArray[Any]) -> None:
@@ -143,7 +140,5 @@ def _converted(matrix: npt.NDArray[Any], features: int, wide: bool) -> tuple[npt
     """Return features and targets in memory of their own."""
     dtype = np.float64 if wide else np.float32
     with np.errstate(over="ignore"):  # values too large for the type become infinite, which is answered later
-        return (
-            matrix[:, :features].astype(dtype, order="C", copy=True),
-            matrix[:, features:].astype(dtype, order="C", copy=True),
-        )
+        X, y = (part.astype(dtype, order="C", copy=True) for part in (matrix[:, :features], matrix[:, features:]))
+    return X, y

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import stat
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,7 +32,6 @@ __all__ = [
     "batches",
     "files_of",
     "is_finite",
-    "kind_of",
     "matrices",
     "partition_of",
     "polars_",
@@ -57,22 +57,15 @@ class Block(NamedTuple):
 
 
 class Source(abc.ABC):
-    """One file or frame.
+    """One file or frame."""
 
-    Attributes:
-        path: Where it is; for a frame what it is.
-        names: Its columns.
-        default_targets: Which of them are the targets if the caller names none.
-        rows: How many rows it has; None where only reading it would tell, see :meth:`count`.
-    """
-
-    path: Path | str
-    names: tuple[str, ...]
-    rows: int | None
+    path: Path | str  # for a frame what it is
+    names: tuple[str, ...]  # its columns
+    rows: int | None  # None where only reading it would tell, see `count`
 
     @property
     def default_targets(self) -> tuple[str, ...]:
-        """The last column."""
+        """Which columns are the targets if the caller names none: the last one."""
         return self.names[-1:]
 
     @abc.abstractmethod
@@ -141,7 +134,6 @@ class _Polars(Source):
         """Return the rows."""
 
     def describe(self) -> None:
-        """Read the schema and the number of rows."""
         pl = polars_()
         try:
             lazy = self.lazy()
@@ -152,7 +144,6 @@ class _Polars(Source):
         self.names = tuple(self.schema)
 
     def is_wide(self, names: Sequence[str]) -> bool:
-        """Look at the schema."""
         kinds = [str(self.schema[name]) for name in names]
         for name, kind in zip(names, kinds, strict=True):
             if not (self.schema[name].is_numeric() or kind in ("Boolean", "Null")):
@@ -162,7 +153,6 @@ class _Polars(Source):
     def blocks(
         self, names: Sequence[str], features: int, *, wide: bool, first: int, last: int | None, rows: int
     ) -> Iterator[Block]:
-        """Have Polars read the columns, as far ahead as its engine goes."""
         pl = polars_()
         last = self.count() if last is None else last
         wanted = [pl.col(name).cast(pl.Float64 if wide else pl.Float32) for name in names]
@@ -176,7 +166,6 @@ class _Polars(Source):
             raise no_table(self.path, self.kind, error) from error
 
     def value(self, name: str, row: int) -> float:
-        """Read it again."""
         pl = polars_()
         value = self.lazy().slice(row, 1).select(pl.col(name).cast(pl.Float64)).collect().item()
         return float("nan") if value is None else float(value)
@@ -196,17 +185,11 @@ class PolarsFile(_Polars, FileSource):
     def lazy(self) -> polars.LazyFrame:
         """Return the file's rows."""
         pl = polars_()
-        lazy: polars.LazyFrame
-        if self.kind == "ARROW":
-            lazy = pl.scan_ipc(self.path, glob=False, hive_partitioning=False)
-        else:
-            lazy = pl.scan_parquet(self.path, glob=False, hive_partitioning=False)
-        if not self.partition:
-            return lazy
+        scan = pl.scan_ipc if self.kind == "ARROW" else pl.scan_parquet
+        lazy: polars.LazyFrame = scan(self.path, glob=False, hive_partitioning=False)
         # Before the file's own columns, the last of which is the target if none is named.
         columns = [pl.lit(value).alias(name) for name, value in self.partition.items()]
-        lazy = lazy.select(*columns, pl.all().exclude(list(self.partition)))
-        return lazy
+        return lazy.select(*columns, pl.all().exclude(list(self.partition))) if columns else lazy
 
 
 class Frame(_Polars):
@@ -214,16 +197,17 @@ class Frame(_Polars):
 
     def __init__(self, given: Any) -> None:
         pl = polars_()
-        self.path = f"the {type(given).__name__}"
         self.kind = type(given).__name__
+        self.path = f"the {self.kind}"
         if hasattr(given, "reset_index"):
             given = given.reset_index(drop=True)  # pandas' index is no column
         try:
-            self._lazy: polars.LazyFrame = (
-                given if isinstance(given, pl.LazyFrame) else pl.DataFrame(_Stream(given)).lazy()
-            )
+            if not isinstance(given, pl.LazyFrame):
+                # The Arrow stream and nothing else of it, so that Polars takes this way whatever it is.
+                given = pl.DataFrame(types.SimpleNamespace(__arrow_c_stream__=given.__arrow_c_stream__)).lazy()
         except polars_errors(TypeError, ValueError) as error:
             raise no_table(self.path, self.kind, error) from error
+        self._lazy: polars.LazyFrame = given
         self.describe()
 
     def lazy(self) -> polars.LazyFrame:
@@ -240,16 +224,6 @@ class Frame(_Polars):
         for block in self.blocks(names, len(names), wide=True, first=0, last=None, rows=MAPPED_ROWS):
             digest.update(block.X.tobytes())
         return tuple(names), self.rows, digest.hexdigest()
-
-
-class _Stream:
-    """An object's Arrow stream and nothing else of it, so that Polars takes this way whatever it is."""
-
-    def __init__(self, given: Any) -> None:
-        self._given = given
-
-    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        return self._given.__arrow_c_stream__(requested_schema)
 
 
 def polars_() -> Any:
@@ -270,10 +244,9 @@ def batches(lazy: polars.LazyFrame, rows: int) -> Iterator[polars.DataFrame]:
 
 def matrices(frame: polars.DataFrame, names: Sequence[str], features: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return features and targets, each one row after the other, in memory of their own."""
-    parts = (names[:features], names[features:])
     X, y = (
         frame.select(part).to_numpy(order="c", writable=True) if part else np.empty((frame.height, 0), np.float32)
-        for part in parts
+        for part in (names[:features], names[features:])
     )
     return X, y
 
@@ -286,12 +259,11 @@ def is_finite(*matrices: npt.NDArray[Any]) -> bool:
 
 def kind_of(name: str) -> str | None:
     """Return what a file of this name holds, None for no table."""
-    lower = name.lower()
-    for end in COMPRESSED:
-        if lower.endswith(end):
-            kind = SUFFIXES.get(Path(lower.removesuffix(end)).suffix)
-            return kind if kind in ("CSV", "TSV") else None
-    return SUFFIXES.get(Path(lower).suffix)
+    path = Path(name.lower())
+    if path.suffix not in COMPRESSED:
+        return SUFFIXES.get(path.suffix)
+    kind = SUFFIXES.get(Path(path.stem).suffix)
+    return kind if kind in ("CSV", "TSV") else None
 
 
 def files_of(path: Path) -> list[tuple[Path, str]]:

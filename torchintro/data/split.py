@@ -23,14 +23,9 @@ class Part(NamedTuple):
 
 
 def cut(function: str, name: str, part: Part | None, fraction: object, seed: object) -> tuple[Part, Part]:
-    """Return the rows of a part (None for all) that are not held out, and those that are.
+    """Return the rows of a part (None for all) that are not held out, and those that are: the begin of its range.
 
-    Args:
-        function: Whose arguments these are, for its sentences.
-        name: What it calls ``fraction``.
-        part: What is split.
-        fraction: Share of it held out: so much of the range, from its begin on.
-        seed: Of the hash.
+    ``function`` calls the share that is held out ``name``.
     """
     share = _checks.fraction(function, name, fraction)
     number = _checks.integer(function, "seed", seed)

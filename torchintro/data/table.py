@@ -166,9 +166,8 @@ class Table:
             >>> train, held_out = open_table("houses.parquet").split(0.2)  # doctest: +SKIP
         """
         train, held_out = copy.copy(self), copy.copy(self)
-        for part, rows in zip(
-            (train, held_out), cut("Table.split", "fraction", self._part, fraction, seed), strict=True
-        ):
+        parts = cut("Table.split", "fraction", self._part, fraction, seed)
+        for part, rows in zip((train, held_out), parts, strict=True):
             part._part, part._rows = rows, None
             # Hashes of many rows are not counted for what is sure to be there.
             known = sum(file.rows or 0 for file in self.files)
@@ -313,15 +312,9 @@ class Table:
         Raises:
             ValueError: As for :meth:`split` and :meth:`statistics`.
         """
+        function = "Table.split_statistics"
         gathered = gather(
-            "Table.split_statistics",
-            self,
-            fraction,
-            seed=seed,
-            share=share,
-            progress=progress,
-            checkpoint=checkpoint,
-            device=device,
+            function, self, fraction, seed=seed, share=share, progress=progress, checkpoint=checkpoint, device=device
         )
         return gathered.train, gathered.held_out
 
@@ -402,21 +395,19 @@ class Table:
         """Yield blocks of the rows ``first`` to ``last``, each with its file and the number of its first row."""
         names = (*self.feature_names, *self.target_names)
         wide = self._standardize is not None or (self._wide and dtype != torch.float32)
-        at_once = rows * max(READ_ROWS // rows, 1) if rows < READ_ROWS else rows
+        at_once = rows * max(READ_ROWS // rows, 1)
         number = 0
         for file in self.files:
-            end = None if last is None else number + file.count()
-            low, high = max(first - number, 0), None if last is None or end is None else min(last, end) - number
+            low, high = max(first - number, 0), None if last is None else min(last - number, file.count())
+            done = 0
             if high is None or low < high:
                 file.check()
-                done = low
                 blocks = file.blocks(names, self.in_features, wide=wide, first=low, last=high, rows=at_once)
                 with contextlib.closing(blocks):  # type: ignore[type-var]
                     for block in blocks:
                         yield file, number + block.first, block
                         done = block.first + len(block.X)
-                end = number + done if end is None else end
-            number = number if end is None else end
+            number += done if last is None else file.count()
 
     def _pieces(
         self,
@@ -475,10 +466,8 @@ class Table:
 
 def _together(parts: list[list[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Return a piece in memory of its own."""
-    if len(parts) == 1 and parts[0][0]._base is None:
-        X, y, mark = parts[0]
-    else:
-        X, y, mark = (torch.cat(column) for column in zip(*parts, strict=True))
+    whole = len(parts) == 1 and parts[0][0]._base is None
+    X, y, mark = parts[0] if whole else (torch.cat(column) for column in zip(*parts, strict=True))
     return X, y, mark
 
 
