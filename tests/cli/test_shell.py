@@ -23,7 +23,10 @@ from torchintro.saving import save_model
             "--data must be synthetic, diabetes, a file with a suffix or a folder, but got 'nothing'",
         ),
         (["train", "--data", "table.txt"], "read_table: table.txt must end in one of .csv, .parquet, .npy, .npz"),
-        (["train", "--data", "houses.csv"], "read_table: column 'id' of houses.csv must be numeric, but holds 'h0' in row 1"),
+        (
+            ["train", "--data", "houses.csv"],
+            "read_table: column 'id' of houses.csv must be numeric, but holds 'h0' in row 1",
+        ),
         (
             ["train", "--data", "houses.csv", "--target", "prize"],
             "read_table: houses.csv has no column 'prize'; it has",

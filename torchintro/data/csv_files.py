@@ -136,10 +136,8 @@ class CsvFile(FileSource):
                         yield block
                     if error is not None:
                         raise error
-                # Where a quotation mark in the first record is meant literally Polars may find no record at all.
-                if not refused and (record or self._is_empty or self._counted is not None):
+                if not refused:
                     return
-                refused = True
             except polars_errors():
                 # Where there are quotation marks Polars may count other records: what follows is read as text.
                 refused = refused or self._has_quotes()
