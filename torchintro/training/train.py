@@ -27,19 +27,12 @@ _CALL_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Failure:
-    """How the training of a model ended early.
+    """How the training of a model ended early."""
 
-    Attributes:
-        epoch: Counted from 1.
-        loss: The loss that was not finite.
-        kind: ``"loss"`` or ``"validation loss"``.
-        finite: How many epochs had a finite training loss.
-    """
-
-    epoch: int
-    loss: float
-    kind: str
-    finite: int
+    epoch: int  # counted from 1
+    loss: float  # the one that was not finite
+    kind: str  # "loss" or "validation loss"
+    finite: int  # how many epochs had a finite training loss
 
 
 @dataclass(eq=False)
