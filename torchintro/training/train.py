@@ -45,9 +45,9 @@ class Trained:
         losses: ``(epochs, K)``, float64 on the CPU; not finite from the epoch on in which a model failed.
         validation_losses: Likewise, or None without validation data.
         failures: One per model; None for those that reached the end.
+        seconds: Wall-clock time.
         engine: The engine that ran.
         reason: Why it was chosen.
-        seconds: Wall-clock time.
     """
 
     weight: Tensor
@@ -55,9 +55,9 @@ class Trained:
     losses: Tensor
     validation_losses: Tensor | None
     failures: list[Failure | None]
-    engine: str
-    reason: str
     seconds: float
+    engine: str = ""
+    reason: str = ""
 
 
 def _make_run(
@@ -119,8 +119,6 @@ def _drive(run: OperatorRun, rows: Rows, lr: Tensor, listener: Listener | None) 
         losses=every,
         validation_losses=held_out if rows.has_validation else None,
         failures=failures,
-        engine="",
-        reason="",
         seconds=time.perf_counter() - start,
     )
 
@@ -243,8 +241,6 @@ def _loop_through(
         losses=losses,
         validation_losses=held_out,
         failures=failures,
-        engine="",
-        reason="",
         seconds=time.perf_counter() - start,
     )
 
