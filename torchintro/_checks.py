@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -26,34 +27,28 @@ __all__ = [
 ]
 
 
-def _number(function: str, name: str, value: object, kind: str) -> float:
+def _number(function: str, name: str, value: object, kind: str, is_right: Callable[[float], bool]) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{function}: {name} must be {kind}, but got {value!r}")
-    return float(value)
+    number = float(value)
+    if not is_right(number):
+        raise ValueError(f"{function}: {name} must be {kind}, but got {value!r}")
+    return number
 
 
 def positive(function: str, name: str, value: object) -> float:
     """Return ``value`` as a float greater than zero and finite."""
-    number = _number(function, name, value, "a positive, finite number")
-    if not (number > 0 and math.isfinite(number)):
-        raise ValueError(f"{function}: {name} must be a positive, finite number, but got {value!r}")
-    return number
+    return _number(function, name, value, "a positive, finite number", lambda number: 0 < number < math.inf)
 
 
 def non_negative(function: str, name: str, value: object) -> float:
     """Return ``value`` as a float of at least zero and finite."""
-    number = _number(function, name, value, "a finite number of at least 0")
-    if not (number >= 0 and math.isfinite(number)):
-        raise ValueError(f"{function}: {name} must be a finite number of at least 0, but got {value!r}")
-    return number
+    return _number(function, name, value, "a finite number of at least 0", lambda number: 0 <= number < math.inf)
 
 
 def fraction(function: str, name: str, value: object) -> float:
     """Return ``value`` as a float strictly between zero and one."""
-    number = _number(function, name, value, "a fraction between 0 and 1")
-    if not 0 < number < 1:
-        raise ValueError(f"{function}: {name} must be a fraction between 0 and 1, but got {value!r}")
-    return number
+    return _number(function, name, value, "a fraction between 0 and 1", lambda number: 0 < number < 1)
 
 
 def integer(function: str, name: str, value: object) -> int:

@@ -26,12 +26,7 @@ LR = 1e-30
 
 @dataclass(frozen=True)
 class PlainLoop:
-    """How long the plain loop takes.
-
-    Attributes:
-        seconds_per_epoch: Of which validation is a part, where there are rows held out.
-        epochs: How many epochs were timed.
-    """
+    """How long an epoch of the plain loop takes, validation included, and how many epochs were timed."""
 
     seconds_per_epoch: float
     epochs: int

@@ -31,12 +31,7 @@ _SMALL = 1 << 16
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine and why it was taken.
-
-    Attributes:
-        engine: Its name.
-        reason: A few words for the user.
-    """
+    """An engine's name and why it was taken, in a few words for the user."""
 
     engine: str
     reason: str

@@ -44,10 +44,7 @@ class Rule:
 class Optimizer:
     """An optimizer of ``torch.optim`` with its arguments, all but the learning rate.
 
-    Attributes:
-        class_name: Such as ``"SGD"``.
-        arguments: Keyword arguments of the class.
-        function: Whose argument it is, for its sentences.
+    ``function`` is the one whose argument it is, for its sentences.
     """
 
     class_name: str

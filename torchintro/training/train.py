@@ -27,19 +27,12 @@ _CALL_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Failure:
-    """How the training of a model ended early.
+    """How the training of a model ended early."""
 
-    Attributes:
-        epoch: Counted from 1.
-        loss: The loss that was not finite.
-        kind: ``"loss"`` or ``"validation loss"``.
-        finite: How many epochs had a finite training loss.
-    """
-
-    epoch: int
-    loss: float
-    kind: str
-    finite: int
+    epoch: int  # counted from 1
+    loss: float  # the one that was not finite
+    kind: str  # "loss" or "validation loss"
+    finite: int  # how many epochs had a finite training loss
 
 
 @dataclass(eq=False)
@@ -52,9 +45,9 @@ class Trained:
         losses: ``(epochs, K)``, float64 on the CPU; not finite from the epoch on in which a model failed.
         validation_losses: Likewise, or None without validation data.
         failures: One per model; None for those that reached the end.
+        seconds: Wall-clock time.
         engine: The engine that ran.
         reason: Why it was chosen.
-        seconds: Wall-clock time.
     """
 
     weight: Tensor
@@ -62,9 +55,9 @@ class Trained:
     losses: Tensor
     validation_losses: Tensor | None
     failures: list[Failure | None]
-    engine: str
-    reason: str
     seconds: float
+    engine: str = ""
+    reason: str = ""
 
 
 def _make_run(
@@ -126,8 +119,6 @@ def _drive(run: OperatorRun, rows: Rows, lr: Tensor, listener: Listener | None) 
         losses=every,
         validation_losses=held_out if rows.has_validation else None,
         failures=failures,
-        engine="",
-        reason="",
         seconds=time.perf_counter() - start,
     )
 
@@ -250,8 +241,6 @@ def _loop_through(
         losses=losses,
         validation_losses=held_out,
         failures=failures,
-        engine="",
-        reason="",
         seconds=time.perf_counter() - start,
     )
 
