@@ -16,8 +16,6 @@ from .shell import answering
 from .train import train
 from .tune import tune
 
-__all__ = ["app"]
-
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,

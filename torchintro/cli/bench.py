@@ -6,31 +6,27 @@ The full benchmark, with more peers, the machine's limits and targets, is ``pyth
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Optional, TypeAlias
+from typing import Annotated, Any, NamedTuple, Optional
 
 import torch
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from .. import _C, functional, reference
 from .info import collect
-
-__all__ = ["bench"]
+from .shell import console
 
 # Fused may be so many times as far from float64 as plain PyTorch, which can be close by luck, and units of the dtype.
 ERROR_FACTOR, ERROR_UNITS = 4.0, 2.0
 PEERS = ("eager", "compiled", "fused")
-SECONDS, QUICK_SECONDS = 0.5, 0.005  # at least, for each figure
-
-Step: TypeAlias = Callable[[], list[Tensor]]
 
 
 class Shape(NamedTuple):
@@ -60,22 +56,20 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Small shapes and little time: does everything work?")] = False,
 ) -> None:
     """Time one step of plain PyTorch, torch.compile and the fused operator, after checking that they agree."""
-    console = Console(highlight=False, markup=False)
     table = Table(Column("N x D -> O", no_wrap=True), "device", *PEERS, "speed-up", box=box.SIMPLE)
     results: list[dict[str, Any]] = []
-    for where in _devices(device):
-        for shape in SHAPES:
-            if quick:
-                n, d, o, gradients = shape
-                shape = Shape(min(n, 1024), min(d, 128), min(o, 128), gradients)
-            tensors = _tensors(shape, where)
-            wrong = _disagreement(tensors, shape)
-            times, skipped = ({}, "") if wrong else _times(tensors, shape, QUICK_SECONDS if quick else SECONDS)
-            medians = {peer: f"{figures['median'] * 1e3:.4g} ms" for peer, figures in times.items()}
-            ratio = f"{times['eager']['median'] / times['fused']['median']:.2f}x" if times else "wrong"
-            table.add_row(str(shape), where, *(medians.get(peer, "-") for peer in PEERS), ratio)
-            found = {"device": where, "dtype": "float32", "seconds": times, "skipped": skipped, "wrong": wrong}
-            results.append({"shape": str(shape), **shape._asdict(), **found})
+    for where, shape in itertools.product(_devices(device), SHAPES):
+        if quick:
+            n, d, o, gradients = shape
+            shape = Shape(min(n, 1024), min(d, 128), min(o, 128), gradients)
+        tensors = _tensors(shape, where)
+        wrong = _disagreement(tensors, shape)
+        times, skipped = ({}, "") if wrong else _times(tensors, shape, min_run_time=0.005 if quick else 0.5)
+        medians = {peer: f"{figures['median'] * 1e3:.4g} ms" for peer, figures in times.items()}
+        ratio = f"{times['eager']['median'] / times['fused']['median']:.2f}x" if times else "wrong"
+        table.add_row(str(shape), where, *(medians.get(peer, "-") for peer in PEERS), ratio)
+        found = {"device": where, "dtype": "float32", "seconds": times, "skipped": skipped, "wrong": wrong}
+        results.append({"shape": str(shape), **shape._asdict(), **found})
     console.print(table)
     for reason in dict.fromkeys(result["skipped"] for result in results if result["skipped"]):
         console.print(reason, soft_wrap=True)
@@ -90,7 +84,6 @@ def bench(
 
 
 def _devices(device: str) -> list[str]:
-    """Return where to measure."""
     if device not in ("", "cpu", "cuda"):
         raise ValueError(f"bench: --device must be cpu or cuda, but got {device!r}")
     there = torch.cuda.is_available() and bool(_C.build_info()["cuda"])
@@ -109,7 +102,7 @@ def _tensors(shape: Shape, device: str) -> dict[str, Tensor]:
     }
 
 
-def _step(operator: Callable[..., Tensor], tensors: dict[str, Tensor], shape: Shape) -> Step:
+def _step(operator: Callable[..., Tensor], tensors: dict[str, Tensor], shape: Shape) -> Callable[[], list[Tensor]]:
     """Return a step, forward and backward, which returns the loss and the gradients."""
     made = {name: tensor.detach().requires_grad_(name in shape.gradients) for name, tensor in tensors.items()}
     leaves = [made[name] for name in shape.gradients]
@@ -140,16 +133,12 @@ def _disagreement(tensors: dict[str, Tensor], shape: Shape) -> str:
     return ""
 
 
-def _times(tensors: dict[str, Tensor], shape: Shape, seconds: float) -> tuple[dict[str, dict[str, float]], str]:
+def _times(tensors: dict[str, Tensor], shape: Shape, min_run_time: float) -> tuple[dict[str, dict[str, float]], str]:
     """Time the three; return their figures, and why torch.compile is not among them, or an empty string."""
     torch.compiler.reset()  # else torch.compile gives up silently after some shapes
-    operators = {
-        "eager": reference.linear_mse_loss,
-        "compiled": torch.compile(reference.linear_mse_loss, dynamic=False),
-        "fused": functional.linear_mse_loss,
-    }
+    plain, fused = reference.linear_mse_loss, functional.linear_mse_loss
     times, skipped = {}, ""
-    for peer, operator in operators.items():
+    for peer, operator in zip(PEERS, (plain, torch.compile(plain, dynamic=False), fused), strict=True):
         step = _step(operator, tensors, shape)
         try:
             step()
@@ -159,6 +148,6 @@ def _times(tensors: dict[str, Tensor], shape: Shape, seconds: float) -> tuple[di
             skipped = f"torch.compile cannot run here: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
             continue
         timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
-        measured = timer.blocked_autorange(min_run_time=seconds)
+        measured = timer.blocked_autorange(min_run_time=min_run_time)
         times[peer] = {"median": measured.median, "iqr": measured.iqr}
     return times, skipped

@@ -10,8 +10,6 @@ from . import options
 from .introduction import run_demo
 from .shell import console, run_folder
 
-__all__ = ["demo"]
-
 
 def demo(
     out: options.Folder = None,

@@ -16,8 +16,6 @@ from .problem import rows_of, split
 from .report import metrics_table
 from .shell import console, row_progress
 
-__all__ = ["evaluate"]
-
 
 def evaluate(
     model: options.ModelFile,

@@ -13,8 +13,6 @@ from .. import _C
 from .. import _extension as _library
 from .._version import __version__
 
-__all__ = ["collect", "info"]
-
 _OPERATOR = "torchintro::linear_mse_loss"
 _KEYS = ("CPU", "CUDA", "Meta", "Autograd", "AutocastCPU", "AutocastCUDA", "FuncTorchBatched")
 
@@ -41,14 +39,6 @@ def _choice(chosen: str, variable: str) -> str:
     return chosen + (f" ({variable}={forced})" if forced else "")
 
 
-def _cuda_kernels(built: str) -> str:
-    if not built:
-        return "not built: CUDA tensors use PyTorch's own operators"
-    if not torch.cuda.is_available():
-        return "built, but no CUDA device is available"
-    return "built and used"
-
-
 def collect() -> dict[str, object]:
     """Gather the report that ``torchintro info`` prints, made to be pasted into a bug report.
 
@@ -61,6 +51,7 @@ def collect() -> dict[str, object]:
     """
     build = _C.build_info()
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    kernels = "built and used" if torch.cuda.is_available() else "built, but no CUDA device is available"
     registered = [key for key in _KEYS if torch._C._dispatch_has_kernel_for_dispatch_key(_OPERATOR, key)]
     return {
         "torchintro": __version__,
@@ -78,7 +69,7 @@ def collect() -> dict[str, object]:
         "CPU kernels": _choice(_C.cpu_level(), "TORCHINTRO_CPU_LEVEL"),
         "CPU matrix products": _choice(_C.matrix_route(), "TORCHINTRO_MATRIX_ROUTE"),
         "CUDA devices": ", ".join(devices) or "none",
-        "CUDA kernels": _cuda_kernels(build["cuda"]),
+        "CUDA kernels": kernels if build["cuda"] else "not built: CUDA tensors use PyTorch's own operators",
         "registered for": ", ".join(registered),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,21 +22,12 @@ from ..saving import save_model
 from ..training.fit import FitResult, fit
 from . import plots, report
 
-__all__ = ["run_demo"]
-
 EPOCHS = 100
 TEST_FRACTION = 0.2
 
 
 def run_demo(folder: Path, *, seed: int, trials: int, console: Console) -> None:
-    """Go through the six steps, printing what each shows, and leave the model and two plots in ``folder``.
-
-    Args:
-        folder: Where the files go; it is made if need be.
-        seed: Seed of the split, the parameters and the search.
-        trials: Number of learning rates to try.
-        console: Where the text goes.
-    """
+    """Go through the six steps, printing what each shows, and leave the model and two plots in ``folder``."""
     trials = _checks.positive_integer("demo", "trials", trials)
     dataset = datasets.diabetes()
     device = _tensors(console)
@@ -49,27 +41,17 @@ def run_demo(folder: Path, *, seed: int, trials: int, console: Console) -> None:
     _comparison(console, train, standardize, seed)
 
     _heading(console, f"Files in {folder}", "The model, which takes features in their own units, and two plots.")
-    metadata = {
-        "data": dataset.name,
-        "rows": len(dataset),
-        "test_fraction": TEST_FRACTION,
-        "seed": seed,
-        "lr": lr,
-        "epochs": EPOCHS,
-        "engine": result.engine,
-        "metrics": {"held out": metrics},
-    }
+    source = {"data": dataset.name, "rows": len(dataset), "test_fraction": TEST_FRACTION, "seed": seed}
+    metadata = {**source, "lr": lr, "epochs": EPOCHS, "engine": result.engine, "metrics": {"held out": metrics}}
     names = {"feature_names": dataset.feature_names, "target_names": dataset.target_names}
     save_model(folder / "model.pt", model, metadata=metadata, **names)
     curve = {"training": result.losses.tolist()}
     plots.plot_loss_by_epoch(folder / "loss.png", curve, title=f"Training at lr = {lr:.3g}")
-    plots.plot_loss_by_lr(folder / "lr.png", lrs, losses, ylabel="validation loss")
-    console.print("  model.pt   the model")
-    console.print("  loss.png   loss by epoch")
-    console.print("  lr.png     loss against learning rate")
+    plots.plot_loss_by_lr(folder / "lr.png", lrs, losses, title="Tuning", ylabel="validation loss")
+    console.print("  model.pt   the model\n  loss.png   loss by epoch\n  lr.png     loss against learning rate")
     console.print("Next:", style="italic")
-    command = f"torchintro evaluate --data diabetes --held-out --model {folder / 'model.pt'}"
-    console.print(f"  {command}", soft_wrap=True)
+    model_file = folder / "model.pt"
+    console.print(f"  torchintro evaluate --data diabetes --held-out --model {model_file}", soft_wrap=True)
 
 
 def _heading(console: Console, title: str, sentence: str) -> None:
@@ -87,7 +69,12 @@ def _tensors(console: Console) -> torch.device:
     console.print(f"  array[0] = 10     tensor is {tensor.tolist()}: one memory, nothing was copied")
     tensor[2] = 30
     console.print(f"  tensor[2] = 30    array is  {array.tolist()}")
-    device = _device()
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):  # where the operator was not built for this GPU
+            one = torch.ones(1, 1, device="cuda")
+            functional.linear_mse_loss(one, one, one).item()
+            device = one.device
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
     console.print(f"  device: {device.type} ({where}), PyTorch {torch.__version__}")
     return device
@@ -152,11 +139,7 @@ def _preprocessing(console: Console, dataset: Dataset, seed: int) -> tuple[Datas
 def _tuning(console: Console, train: Dataset, seed: int, trials: int) -> tuple[float, list[float], list[float]]:
     from ..tuning.tune import best_lr, tune  # Optuna takes a second to import, and the steps above need not wait for it
 
-    _heading(
-        console,
-        "5  Training",
-        "First, Optuna looks for a learning rate. Some of the training rows judge it.",
-    )
+    _heading(console, "5  Training", "First, Optuna looks for a learning rate. Some of the training rows judge it.")
     fitted, validation = datasets.split(train, TEST_FRACTION, seed=seed)
     standardize = Standardize.fit(fitted.X)
     start = time.perf_counter()
@@ -170,8 +153,8 @@ def _tuning(console: Console, train: Dataset, seed: int, trials: int) -> tuple[f
         benchmark=True,
     )
     seconds = time.perf_counter() - start
-    trials_done = sorted(study.trials, key=lambda trial: trial.values[0])
-    pairs = [(trial.values[0], trial.params["lr"], trial.user_attrs) for trial in trials_done]
+    ranked = sorted(study.trials, key=lambda trial: trial.values[0])
+    pairs = [(trial.values[0], trial.params["lr"], trial.user_attrs) for trial in ranked]
     spent, plain = (
         sum(attributes[name] * attributes["epochs"] for _, _, attributes in pairs)
         for name in ("seconds_per_epoch", "reference_seconds_per_epoch")
@@ -183,13 +166,8 @@ def _tuning(console: Console, train: Dataset, seed: int, trials: int) -> tuple[f
     console.print(f"  plain PyTorch would have taken {plain_took} (measured on {measured} epochs). The best:")
     table = report.table("  lr", "validation loss", "training loss", "us/epoch", "plain PyTorch")
     for loss, lr, attributes in pairs[:5]:
-        table.add_row(
-            f"  {lr:.5f}",
-            f"{loss:.1f}",
-            f"{attributes['train_loss']:.1f}",
-            f"{attributes['seconds_per_epoch'] * 1e6:.3g}",
-            f"{attributes['reference_seconds_per_epoch'] * 1e6:.0f}",
-        )
+        ours, theirs = attributes["seconds_per_epoch"] * 1e6, attributes["reference_seconds_per_epoch"] * 1e6
+        table.add_row(f"  {lr:.5f}", f"{loss:.1f}", f"{attributes['train_loss']:.1f}", f"{ours:.3g}", f"{theirs:.0f}")
     console.print(table)
     lr = best_lr(study)
     if lr is None:  # standardised features and lr <= 0.1: it takes other data to get here
@@ -198,11 +176,7 @@ def _tuning(console: Console, train: Dataset, seed: int, trials: int) -> tuple[f
 
 
 def _training(
-    console: Console,
-    train: Dataset,
-    standardize: Standardize,
-    lr: float,
-    seed: int,
+    console: Console, train: Dataset, standardize: Standardize, lr: float, seed: int
 ) -> tuple[nn.Sequential, FitResult]:
     console.print(f"Then a model is trained on all {len(train)} training rows with lr = {lr:.5f}.", style="italic")
     linear = initial_linear(train.X.shape[1], 1, seed=seed, device=train.X.device)
@@ -217,8 +191,7 @@ def _evaluation(console: Console, model: nn.Sequential, train: Dataset, test: Da
     standardize = model[0]
     ones = torch.ones(len(train), 1, device=train.X.device)
     solution = torch.linalg.lstsq(torch.cat([standardize(train.X), ones], dim=1), train.y).solution
-    exact = initial_linear(train.X.shape[1], 1, device=train.X.device)
-    constant = initial_linear(train.X.shape[1], 1, device=train.X.device)
+    exact, constant = (initial_linear(train.X.shape[1], 1, device=train.X.device) for _ in range(2))
     with torch.no_grad():
         exact.weight.copy_(solution[:-1].T)
         exact.bias.copy_(solution[-1])
@@ -226,30 +199,20 @@ def _evaluation(console: Console, model: nn.Sequential, train: Dataset, test: Da
         constant.bias.copy_(train.y.mean())
     table = report.table("  model", "MSE train", "held out", "RMSE", "MAE", "R2")
     metrics: dict[str, float] = {}
-    for name, candidate in (
-        ("mean of y", constant),
-        ("least squares, exact", nn.Sequential(standardize, exact)),
-        ("gradient descent", model),
-    ):
+    least_squares = nn.Sequential(standardize, exact)
+    names = ("mean of y", "least squares, exact", "gradient descent")
+    for name, candidate in zip(names, (constant, least_squares, model), strict=True):
         metrics = evaluate(candidate, test.X, test.y)
-        table.add_row(
-            f"  {name}",
-            f"{evaluate(candidate, train.X, train.y)['mse']:.1f}",
-            f"{metrics['mse']:.1f}",
-            f"{metrics['rmse']:.2f}",
-            f"{metrics['mae']:.2f}",
-            f"{metrics['r2']:.3f}",
-        )
+        digits = {"mse": 1, "rmse": 2, "mae": 2, "r2": 3}
+        train_mse = evaluate(candidate, train.X, train.y)["mse"]
+        table.add_row(f"  {name}", f"{train_mse:.1f}", *(f"{metrics[key]:.{count}f}" for key, count in digits.items()))
     console.print(table)
     return metrics
 
 
 def _comparison(console: Console, train: Dataset, standardize: Standardize, seed: int) -> None:
-    _heading(
-        console,
-        "Fused against plain PyTorch",
-        "Time of the loss and its gradients of weight and bias, measured here and now.",
-    )
+    sentence = "Time of the loss and its gradients of weight and bias, measured here and now."
+    _heading(console, "Fused against plain PyTorch", sentence)
     device = train.X.device
     generator = torch.Generator().manual_seed(seed)
     X = torch.randn(200_000, 16, generator=generator).to(device)
@@ -257,34 +220,21 @@ def _comparison(console: Console, train: Dataset, standardize: Standardize, seed
     y = X.sum(1, keepdim=True)
     table = report.table("  X", "fused, us", "plain, us", "plain/fused", "fused loss", "plain loss")
     diabetes = initial_linear(train.X.shape[1], 1, seed=seed, device=device)
-    for inputs, weight, bias, target in (
-        (standardize(train.X), diabetes.weight, diabetes.bias, train.y),
-        (X, W, b, y),
-    ):
-        steps = [
-            _step(operator, inputs, weight, bias, target)
-            for operator in (functional.linear_mse_loss, reference.linear_mse_loss)
-        ]
-        losses, seconds = [step() for step in steps], [_seconds(step) for step in steps]
-        table.add_row(
-            f"  {inputs.shape[0]} x {inputs.shape[1]}",
-            *(f"{value * 1e6:.1f}" for value in seconds),
-            f"{seconds[1] / seconds[0]:.2f}",
-            *(f"{loss:.6g}" for loss in losses),
-        )
+    for step in ((standardize(train.X), diabetes.weight, train.y, diabetes.bias), (X, W, y, b)):
+        fused, fused_seconds = _timed(functional.linear_mse_loss, *step)
+        plain, plain_seconds = _timed(reference.linear_mse_loss, *step)
+        figures = (f"{fused_seconds * 1e6:.1f}", f"{plain_seconds * 1e6:.1f}", f"{plain_seconds / fused_seconds:.2f}")
+        table.add_row(f"  {step[0].shape[0]} x {step[0].shape[1]}", *figures, f"{fused:.6g}", f"{plain:.6g}")
     console.print(table)
 
 
-def _step(operator: Callable[..., Tensor], X: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> Callable[[], float]:
+def _timed(operator: Callable[..., Tensor], X: Tensor, weight: Tensor, y: Tensor, bias: Tensor) -> tuple[float, float]:
+    """Return the loss and the median time of a step, of as many as take a fifth of a second."""
+
     def step() -> float:
         loss = operator(X, weight, y, linear_bias=bias)
         torch.autograd.grad(loss, (weight, bias))
         return loss.item()
 
-    return step
-
-
-def _seconds(step: Callable[[], float]) -> float:
-    """Return the median time of a step, of as many as take a fifth of a second."""
     timer = benchmark.Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=0.2).median
+    return step(), timer.blocked_autorange(min_run_time=0.2).median

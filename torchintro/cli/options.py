@@ -1,34 +1,13 @@
-"""The options that several commands share, and what they mean to the library."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..training.options import ENGINES
-from .parse import optimizer_options
-
-__all__ = [
-    "BatchSize",
-    "Benchmark",
-    "Data",
-    "Engine",
-    "Epochs",
-    "Feature",
-    "Folder",
-    "ModelFile",
-    "Momentum",
-    "OptimizerName",
-    "OptimizerOption",
-    "Seed",
-    "Stream",
-    "Target",
-    "TestFraction",
-    "WeightDecay",
-    "training_options",
-]
 
 Data = Annotated[
     str,
@@ -74,24 +53,3 @@ Folder = Annotated[
     Path | None,
     typer.Option("--out", help="Run folder for the files written. Default: a new one in runs/.", show_default=False),
 ]
-
-
-def training_options(
-    command: str,
-    *,
-    epochs: int,
-    batch_size: int | None,
-    optimizer: str,
-    momentum: float,
-    weight_decay: float,
-    optimizer_option: list[str] | None,
-) -> dict[str, Any]:
-    """Return the options that ``train`` and ``tune`` share as arguments of ``fit`` and :func:`torchintro.tune`."""
-    return {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "optimizer": optimizer,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "optimizer_options": optimizer_options(command, optimizer_option or []) or None,
-    }

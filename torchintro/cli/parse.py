@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["make_pruner", "optimizer_options", "search_space"]
 
-
-def optimizer_options(command: str, options: Sequence[str]) -> dict[str, Any]:
+def optimizer_options(command: str, options: Sequence[str] | None) -> dict[str, Any] | None:
     """Return what ``--optimizer-option`` options mean: a value with commas in it is a tuple, as ``betas`` is."""
     found: dict[str, Any] = {}
-    for option in options:
+    for option in options or ():
         name, equals, value = option.partition("=")
         name = name.strip().replace("-", "_")
         parts = [part.strip() for part in value.split(",")]
@@ -25,7 +23,7 @@ def optimizer_options(command: str, options: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"{command}: --optimizer-option must name each argument once, but names {name} twice")
         values = tuple(_literal(part) for part in parts)
         found[name] = values[0] if len(values) == 1 else values
-    return found
+    return found or None
 
 
 def search_space(options: Sequence[str]) -> dict[str, Any]:

@@ -7,56 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["plot_loss_by_epoch", "plot_loss_by_lr"]
 
-
-def plot_loss_by_epoch(path: str | Path, losses: Mapping[str, Sequence[float]], *, title: str = "Training") -> Path:
-    """Draw one line per series of losses, on a logarithmic scale where all losses are positive.
-
-    Args:
-        path: The PNG file.
-        losses: The losses of the epochs 1, 2, ... by the name of the series.
-        title: What is written above.
-
-    Returns:
-        The path.
-
-    Raises:
-        ImportError: Matplotlib is not installed.
-
-    Example:
-        >>> plot_loss_by_epoch("loss.png", {"training": result.losses.tolist()})  # doctest: +SKIP
-    """
+def plot_loss_by_epoch(path: Path, losses: Mapping[str, Sequence[float]], *, title: str) -> None:
+    """Draw the losses of the epochs 1, 2, ... by the name of the series; logarithmic where all are positive."""
     figure, axes = _figure(title, "epoch")
     for name, series in losses.items():
         axes.plot(range(1, len(series) + 1), series, label=name)
     if all(loss > 0 for series in losses.values() for loss in series):
         axes.set_yscale("log")
-    axes.legend()
-    return _save(figure, path)
+    _save(figure, axes, path)
 
 
-def plot_loss_by_lr(
-    path: str | Path, lrs: Sequence[float], losses: Sequence[float], *, title: str = "Tuning", ylabel: str = "loss"
-) -> Path:
-    """Draw the loss of each learning rate and mark the lowest; those that diverged stand as crosses at the top.
-
-    Args:
-        path: The PNG file.
-        lrs: Learning rates.
-        losses: Their losses; infinite where the training diverged.
-        title: What is written above.
-        ylabel: What the loss is.
-
-    Returns:
-        The path.
-
-    Raises:
-        ImportError: Matplotlib is not installed.
-
-    Example:
-        >>> plot_loss_by_lr("lr.png", [0.01, 0.1, 1.0], [2.5, 0.5, math.inf])  # doctest: +SKIP
-    """
+def plot_loss_by_lr(path: Path, lrs: Sequence[float], losses: Sequence[float], *, ylabel: str, title: str) -> None:
+    """Draw the loss of each learning rate and mark the lowest; infinite ones stand as crosses at the top."""
     figure, axes = _figure(title, "learning rate", ylabel)
     finite = sorted((lr, loss) for lr, loss in zip(lrs, losses, strict=True) if math.isfinite(loss))
     diverged = [lr for lr, loss in zip(lrs, losses, strict=True) if not math.isfinite(loss)]
@@ -71,8 +34,7 @@ def plot_loss_by_lr(
     if diverged:
         heights = [0.97] * len(diverged)
         axes.plot(diverged, heights, "x", color="tab:red", transform=axes.get_xaxis_transform(), label="diverged")
-    axes.legend()
-    return _save(figure, path)
+    _save(figure, axes, path)
 
 
 def _figure(title: str, xlabel: str, ylabel: str = "loss") -> tuple[Any, Any]:
@@ -91,7 +53,6 @@ def _figure(title: str, xlabel: str, ylabel: str = "loss") -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, path: str | Path) -> Path:
-    path = Path(path)
+def _save(figure: Any, axes: Any, path: Path) -> None:
+    axes.legend()
     figure.savefig(path, dpi=120, format="png")
-    return path

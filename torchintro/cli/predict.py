@@ -17,8 +17,6 @@ from .problem import rows_of
 from .report import write_csv, write_rows
 from .shell import row_progress
 
-__all__ = ["predict"]
-
 
 def predict(
     model: options.ModelFile,

@@ -25,8 +25,6 @@ from .shell import interruption, made, notices, row_progress
 if TYPE_CHECKING:
     from ..saving import SavedModel
 
-__all__ = ["STREAMED_BYTES", "Problem", "is_streamed", "make_problem", "open_rows", "rows_of", "split", "standardized"]
-
 BUILT_IN = ("synthetic", "diabetes")
 # A larger file is streamed unless the user says otherwise: in memory it may take several times its size.
 STREAMED_BYTES = 10**9
@@ -38,33 +36,19 @@ Source: TypeAlias = "Dataset | Table"
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Rows to train on and rows held out, with standardised features.
-
-    Attributes:
-        name: Of the data.
-        rows: How many it has; None for CSV that is streamed and of which a part was left aside uncounted.
-        feature_names: Names of the features.
-        target_names: Names of the targets.
-        parts: How many rows each part has, by its name.
-        standardize: What shifts and scales the features, from the rows to train on.
-        X: For fit and tune: a matrix, a table, or statistics.
-        y: Targets of a matrix; else None.
-        validation: For fit and tune: a pair of matrices, or statistics; None if nothing is held out.
-        judged: What the layer is judged by, by its name: arguments of ``evaluate``.
-        pass_seconds: What one pass over the table took; None for rows in memory.
-    """
+    """Rows to train on and rows held out, with standardised features: what ``fit``, ``tune`` and ``evaluate`` take."""
 
     name: str
-    rows: int | None
+    rows: int | None  # None for CSV that is streamed and of which a part was left aside uncounted
     feature_names: tuple[str, ...]
     target_names: tuple[str, ...]
-    parts: Mapping[str, int]
-    standardize: Standardize
-    X: Any
-    y: Tensor | None
-    validation: Any
-    judged: Mapping[str, tuple[Any, ...]]
-    pass_seconds: float | None = None
+    parts: Mapping[str, int]  # how many rows each has, by its name
+    standardize: Standardize  # from the rows to train on
+    X: Any  # a matrix, a table, or statistics
+    y: Tensor | None  # of a matrix
+    validation: Any  # a pair of matrices, or statistics; None if nothing is held out
+    judged: Mapping[str, tuple[Any, ...]]  # arguments of ``evaluate``, by the name of the rows
+    pass_seconds: float | None = None  # of one pass over a table
 
     def measure(self, linear: nn.Linear) -> dict[str, dict[str, float]]:
         """Judge the layer behind ``standardize`` by each part's rows; of a table without the mean absolute error."""
@@ -98,12 +82,7 @@ def open_rows(
 ) -> Source:
     """Open what ``--data`` names: a table to be streamed, or rows in memory in float64.
 
-    Args:
-        data: Name of a built-in set, a file or a folder.
-        target: Names of the targets, ``()`` for none; None for the default.
-        feature: Names of the features; None for all others.
-        stream: Whether to stream; None leaves it to what it is.
-        seed: Of the synthetic data.
+    ``target=()`` is for no targets, None for the default; ``seed`` is of the synthetic data.
     """
     if is_streamed(data, stream):
         return open_table(data, target=target, features=feature)
@@ -198,7 +177,10 @@ def make_problem(
 
 def _in_memory(dataset: Dataset, shares: Mapping[str, float], seed: int, purpose: str) -> Problem:
     train, held_out = split(dataset, shares, seed)
-    standardize = _rounded(Standardize.fit(train.X))
+    fitted = Standardize.fit(train.X)
+    # Numbers of the model's dtype, by which rows of float64 are then shifted and scaled.
+    mean, scale = fitted.mean.to(DTYPE), fitted.scale.to(DTYPE)
+    standardize = Standardize(mean, torch.where(scale == 0, torch.ones_like(scale), scale))
     named = {"training": train} | ({} if held_out is None else {"held out": held_out})
     scaled = {name: standardized(part, standardize) for name, part in named.items()}
     judged = {name: (part.X, part.y) for name, part in scaled.items()}
@@ -217,20 +199,8 @@ def _in_memory(dataset: Dataset, shares: Mapping[str, float], seed: int, purpose
     )
 
 
-def _rounded(standardize: Standardize) -> Standardize:
-    """Return the module with numbers of the model's dtype, by which rows of float64 are then shifted and scaled."""
-    mean, scale = standardize.mean.to(DTYPE), standardize.scale.to(DTYPE)
-    return Standardize(mean, torch.where(scale == 0, torch.ones_like(scale), scale))
-
-
 def _streamed(
-    command: str,
-    table: Table,
-    shares: Mapping[str, float],
-    seed: int,
-    purpose: str,
-    mini_batches: bool,
-    folder: Path,
+    command: str, table: Table, shares: Mapping[str, float], seed: int, purpose: str, mini_batches: bool, folder: Path
 ) -> Problem:
     option, share = list(shares.items())[-1]
     rest, _ = split(table, {name: shares[name] for name in shares if name != option}, seed)

@@ -14,21 +14,6 @@ from rich.table import Table
 if TYPE_CHECKING:
     import optuna
 
-__all__ = [
-    "EpochReport",
-    "against_plain",
-    "cost_of_study",
-    "duration",
-    "metrics_table",
-    "of_passes",
-    "show_study",
-    "state_of",
-    "table",
-    "write_csv",
-    "write_rows",
-    "write_trials",
-]
-
 # So many trials are all shown; of more, the best few.
 MOST_TRIALS, BEST_TRIALS = 50, 20
 
@@ -61,14 +46,7 @@ class EpochReport:
 
 
 def against_plain(seconds: float, plain_epoch: float, measured: int, epochs: int) -> str:
-    """Say what so many epochs would have taken in plain PyTorch.
-
-    Args:
-        seconds: What they took.
-        plain_epoch: What an epoch takes in plain PyTorch.
-        measured: On how many epochs that was measured.
-        epochs: How many there were.
-    """
+    """Say what ``epochs`` that took ``seconds`` would have taken in plain PyTorch, which ran ``measured`` of them."""
     plain = plain_epoch * epochs
     on = f"measured on {measured} epoch{'s' * (measured > 1)} of plain PyTorch, not run in full"
     ratio = plain / max(seconds, 1e-9)
@@ -88,8 +66,7 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
     """Show metrics by the name of the rows; what was not computed is a dash."""
     shown = table("rows", "MSE", "RMSE", "MAE", "R2")
     for name, values in metrics.items():
-        figures = (f"{values[key]:.6g}" if key in values else "-" for key in ("mse", "rmse", "mae", "r2"))
-        shown.add_row(name, *figures)
+        shown.add_row(name, *(f"{values[key]:.6g}" if key in values else "-" for key in ("mse", "rmse", "mae", "r2")))
     return shown
 
 
@@ -163,12 +140,8 @@ def cost_of_study(
 ) -> list[str]:
     """Return sentences: the engine and why, what these trials took, and what they would have in plain PyTorch.
 
-    Args:
-        study: The study.
-        numbers: Of the trials of this call.
-        seconds: What the call took, Optuna and the storage included.
-        epochs: Of a trial.
-        pass_seconds: What a pass over a table that is streamed took, or None.
+    ``numbers`` are those of the trials of one call, which took ``seconds``, Optuna and the storage included, and
+    ``pass_seconds`` for a pass over its table, if it streamed one.
     """
     wanted = set(numbers)
     trials = [trial for trial in study.trials if trial.number in wanted and "engine" in trial.user_attrs]
@@ -185,9 +158,8 @@ def cost_of_study(
     count = f"{len(trials)} trial{'s' * (len(trials) > 1)}"
     timed = [trial for trial in trials if "reference_seconds_per_epoch" in trial.user_attrs]
     besides = "Optuna, the storage and timing plain PyTorch" if timed else "Optuna and the storage"
-    sentences.append(
-        f"{count} of {epochs} epochs took {duration(trained)} to train, {duration(seconds)} with {besides}"
-    )
+    times = f"{duration(trained)} to train, {duration(seconds)} with {besides}"
+    sentences.append(f"{count} of {epochs} epochs took {times}")
     if len(timed) == len(trials):
         plain = sum(trial.user_attrs["reference_seconds_per_epoch"] * run(trial) for trial in trials)
         measured = max(trial.user_attrs["reference_epochs"] for trial in trials)
@@ -209,16 +181,11 @@ def write_trials(path: Path, study: optuna.Study, judged_by: str) -> None:
     """Write every trial that ended as a line of CSV."""
     trials = _ended(study)
     names = _parameters(trials)
-    rows = (
-        [
-            trial.number,
-            *(trial.params.get(name, "") for name in names),
-            "" if trial.value is None else trial.value,
-            state_of(trial),
-            trial.user_attrs.get("engine", ""),
-        ]
-        for trial in trials
-    )
+    rows = []
+    for trial in trials:
+        loss = "" if trial.value is None else trial.value
+        parameters = (trial.params.get(name, "") for name in names)
+        rows.append([trial.number, *parameters, loss, state_of(trial), trial.user_attrs.get("engine", "")])
     write_csv(path, ["trial", *names, judged_by, "state", "engine"], rows)
 
 

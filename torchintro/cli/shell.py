@@ -15,20 +15,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = [
-    "BAD_INPUT",
-    "DIVERGED",
-    "INTERRUPTED",
-    "answering",
-    "console",
-    "failure",
-    "interruption",
-    "made",
-    "notices",
-    "row_progress",
-    "run_folder",
-]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

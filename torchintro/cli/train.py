@@ -19,11 +19,10 @@ from ..training.optimizers import parse_optimizer
 from ..training.options import TrainingOptions
 from ..training.row_kinds import MemoryRows
 from . import options, plots
+from .parse import optimizer_options
 from .problem import Problem, make_problem, open_rows
 from .report import EpochReport, against_plain, duration, metrics_table, of_passes, write_csv
 from .shell import console, interruption, made, run_folder
-
-__all__ = ["train"]
 
 
 def train(  # noqa: PLR0913 (the options of a command)
@@ -57,21 +56,20 @@ def train(  # noqa: PLR0913 (the options of a command)
     Writes model.pt (takes features in their own units), losses.csv and loss.png. A table that is streamed is read once,
     with --batch-size once more in every epoch; its mean absolute error would take another pass and is left out.
     """
-    chosen = {"lr": lr} | options.training_options(
-        "train",
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        optimizer_option=optimizer_option,
-    )
+    chosen = {
+        "lr": lr,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "optimizer_options": optimizer_options("train", optimizer_option),
+    }
     arguments = {**chosen, "shuffle": shuffle, "engine": engine, "seed": seed}
     folder = run_folder("train", out)
-    rows = open_rows(data, target or None, feature or None, stream=stream, seed=seed)
     problem = make_problem(
         "train",
-        rows,
+        open_rows(data, target or None, feature or None, stream=stream, seed=seed),
         {"--test-fraction": test_fraction},
         seed,
         mini_batches=batch_size is not None,
@@ -154,13 +152,9 @@ def _plain_cost(problem: Problem, result: FitResult, arguments: dict[str, Any]) 
         return None if batch_size is not None else of_passes(problem.pass_seconds, epochs, "this run")
     if problem.y is None or result.engine == "reference":
         return None
-    shared = {name: arguments[name] for name in ("epochs", "batch_size", "shuffle", "seed")}
+    rows = MemoryRows(problem.X, problem.y, problem.validation)
+    shared = TrainingOptions(**{name: arguments[name] for name in ("epochs", "batch_size", "shuffle", "seed")})
+    linear = initial_linear(len(problem.feature_names), len(problem.target_names), seed=arguments["seed"])
     named = (arguments[name] for name in ("optimizer", "momentum", "weight_decay", "optimizer_options"))
-    plain = time_plain_loop(
-        MemoryRows(problem.X, problem.y, problem.validation),
-        TrainingOptions(**shared),
-        initial_linear(len(problem.feature_names), len(problem.target_names), seed=arguments["seed"]),
-        parse_optimizer("fit", *named),
-        most_epochs=epochs,
-    )
+    plain = time_plain_loop(rows, shared, linear, parse_optimizer("fit", *named), most_epochs=epochs)
     return against_plain(result.seconds, plain.seconds_per_epoch, plain.epochs, epochs)

@@ -6,7 +6,6 @@ import contextlib
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -15,15 +14,13 @@ import typer
 from ..data.table import Table
 from ..statistics import LinearStatistics
 from . import options, plots
-from .parse import make_pruner, search_space
+from .parse import make_pruner, optimizer_options, search_space
 from .problem import make_problem, open_rows
 from .report import cost_of_study, show_study, state_of, write_trials
 from .shell import console, interruption, made, notices, run_folder
 
 if TYPE_CHECKING:
     import optuna
-
-__all__ = ["tune"]
 
 
 def tune(  # noqa: PLR0913 (the options of a command)
@@ -62,8 +59,7 @@ def tune(  # noqa: PLR0913 (the options of a command)
     ] = 0.2,
     benchmark: options.Benchmark = True,
     storage: Annotated[
-        str | None,
-        typer.Option(help="Optuna storage: a URL or a journal. Default: study.journal in the run folder."),
+        str | None, typer.Option(help="Optuna storage: a URL or a journal. Default: study.journal in the run folder.")
     ] = None,
     study_name: Annotated[str, typer.Option(help="Name of the study in the storage.")] = "torchintro",
     out: options.Folder = None,
@@ -86,20 +82,17 @@ def tune(  # noqa: PLR0913 (the options of a command)
         "trials_per_batch": trials_per_batch,
         "seed": seed,
         "engine": engine,
-    } | options.training_options(
-        "tune",
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        optimizer_option=optimizer_option,
-    )
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "optimizer_options": optimizer_options("tune", optimizer_option),
+    }
     folder = run_folder("tune", out)
-    rows = open_rows(data, target or None, feature or None, stream=stream, seed=seed)
     problem = make_problem(
         "tune",
-        rows,
+        open_rows(data, target or None, feature or None, stream=stream, seed=seed),
         {"--test-fraction": test_fraction, "--validation-fraction": validation_fraction},
         seed,
         purpose="to judge by",
@@ -107,7 +100,9 @@ def tune(  # noqa: PLR0913 (the options of a command)
         folder=folder,
         check=lambda table: _check(table, arguments),
     )
-    where = storage or _study_in(folder)
+    database = folder / "study.db"  # which an earlier version began
+    url = f"sqlite:///{urllib.parse.quote(str(database))}"
+    where = storage or (url if database.exists() else str(folder / "study.journal"))
     kept = f"; the finished trials are kept in {where}, the same command with --out {folder} goes on from there"
     console.print(str(problem), soft_wrap=True)
     with made(folder):
@@ -137,14 +132,6 @@ def tune(  # noqa: PLR0913 (the options of a command)
         raise ArithmeticError("tune: every learning rate diverged: lower --lr-low and --lr-high")
 
 
-def _study_in(folder: Path) -> str:
-    """Return where a run folder keeps its study: a journal, or the database that an earlier version began."""
-    database = folder / "study.db"
-    if database.exists():
-        return f"sqlite:///{urllib.parse.quote(str(database))}"
-    return str(folder / "study.journal")
-
-
 def _check(table: Table, arguments: dict[str, Any]) -> None:
     """Raise the error of what ``tune`` would refuse, before a pass that may take hours: by a study of one trial."""
     from ..tuning.tune import tune
@@ -162,9 +149,7 @@ def _check(table: Table, arguments: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _trial_counter(
-    trials: int,
-) -> Iterator[tuple[Callable[[optuna.Study, optuna.trial.FrozenTrial], None], list[int]]]:
+def _trial_counter(trials: int) -> Iterator[tuple[Callable[[optuna.Study, optuna.trial.FrozenTrial], None], list[int]]]:
     """Give an Optuna callback that shows a moving count on a terminal, and the numbers of the trials that it saw."""
     numbers: list[int] = []
     with notices.status("tuning...") as status:

@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from .internals import grid_size, startup_trials
@@ -19,12 +19,7 @@ __all__ = ["BatchSampler", "batch_size_of", "default_sampler"]
 # How close two learning rates of a batch may be, in logarithmic range.
 _APART = 0.02
 # Samplers that draw: theirs may be moved. Others prescribe, as a grid does.
-_DRAWING = (
-    optuna.samplers.TPESampler,
-    optuna.samplers.RandomSampler,
-    optuna.samplers.GPSampler,
-    optuna.samplers.CmaEsSampler,
-)
+_DRAWING = (TPESampler, RandomSampler, GPSampler, CmaEsSampler)
 # Of samplers that learn, how many are asked for at once when results are there: of TPE at least 5 or a quarter of them.
 _TPE_BATCH = 5
 _TPE_SHARE = 4
@@ -32,21 +27,16 @@ _OTHER_BATCH = 4
 
 
 def batch_size_of(sampler: BaseSampler, finished: int) -> int | None:
-    """Return how many trials to ask a sampler for at once, None for all: the more, the less it learns from each.
-
-    Args:
-        sampler: The sampler.
-        finished: How many trials are finished.
-    """
-    if isinstance(sampler, (optuna.samplers.RandomSampler, optuna.samplers.QMCSampler)):
+    """Return how many trials to ask a sampler for at once, None for all: the more, the less it learns from each."""
+    if isinstance(sampler, (RandomSampler, QMCSampler)):
         return None
-    if isinstance(sampler, optuna.samplers.GridSampler):
+    if isinstance(sampler, GridSampler):
         # Past its last point it would hand out again what the batch holds.
         return max(1, grid_size(sampler) - finished)
     startup = startup_trials(sampler)
     if finished < startup:
         return startup - finished
-    if isinstance(sampler, optuna.samplers.TPESampler):
+    if isinstance(sampler, TPESampler):
         return max(_TPE_BATCH, finished // _TPE_SHARE)
     return _OTHER_BATCH
 
@@ -56,23 +46,12 @@ class BatchSampler(BaseSampler):
 
     A learning rate that is within 2 % of the range (on its logarithmic scale) of one that the batch already has, all
     other parameters being equal, is moved to the nearest that is not. It must be suggested last.
-
-    Attributes:
-        base: The other sampler.
-        numbers: The numbers of the trials asked for.
     """
 
     def __init__(self, base: BaseSampler, lr: FloatDistribution, size: int, seed: int | None = None) -> None:
-        """Make it.
-
-        Args:
-            base: The other sampler.
-            lr: The distribution of the learning rate.
-            size: Of the batch.
-            seed: The seed of a :func:`default_sampler` that has not drawn yet, None for any other.
-        """
+        """Make it; ``seed`` is that of a :func:`default_sampler` that has not drawn yet, None for any other."""
         self.base = base
-        self.numbers: list[int] = []
+        self.numbers: list[int] = []  # of the trials asked for
         self._seed = seed
         self._lr = lr
         self._gap = min(_APART, 0.4 / size)  # so that there always is a place left
@@ -141,4 +120,4 @@ def default_sampler(seed: int | None) -> BaseSampler:
     """Return the sampler of studies that are given none."""
     # Its constant liar, which takes running trials for bad ones, is off: BatchSampler keeps a batch apart without, the
     # losses found came out the same, and it writes once more a trial and believes what killed processes left behind.
-    return optuna.samplers.TPESampler(seed=seed, constant_liar=False)
+    return TPESampler(seed=seed, constant_liar=False)

@@ -37,13 +37,7 @@ def learning_rates(lr: object) -> FloatDistribution:
 
 
 def other_parameters(search_space: object, *, optimizer: object, given: Mapping[str, Any]) -> Space:
-    """Return the distributions of the parameters beside the learning rate.
-
-    Args:
-        search_space: The argument of ``tune``.
-        optimizer: The argument of ``tune``.
-        given: The parameters that ``tune`` was given as arguments of their own.
-    """
+    """Return the distributions of the parameters beside the learning rate, none of which may be ``given`` too."""
     if search_space is None:
         return {}
     if not isinstance(search_space, Mapping):
@@ -107,9 +101,7 @@ def _corners(distribution: BaseDistribution) -> Sequence[Any]:
 def check_values(space: Space, refusal: Callable[[Mapping[str, Any]], str | None]) -> None:
     """Raise a ValueError for a choice, or an end of a range, that no combination with the others makes acceptable.
 
-    Args:
-        space: The distributions.
-        refusal: Says why parameters are refused; None if they are not.
+    ``refusal`` says why parameters are refused; None if they are not.
     """
     corners = {name: _corners(distribution) for name, distribution in space.items() if name != "batch_size"}
     if math.prod(map(len, corners.values())) > _MOST_COMBINATIONS:

@@ -53,15 +53,7 @@ class _JournalLock(JournalFileOpenLock):
 
 
 def open_storage(storage: object) -> BaseStorage:
-    """Return the storage that is meant by an argument of ``tune``.
-
-    Args:
-        storage: A URL, the path of a journal, a storage or None.
-
-    Raises:
-        TypeError: It is nothing of these.
-        ValueError: It cannot be used.
-    """
+    """Return the storage that is meant by an argument of ``tune``: a URL, the path of a journal, a storage or None."""
     if storage is None:
         return InMemoryStorage()
     if isinstance(storage, BaseStorage):

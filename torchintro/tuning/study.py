@@ -30,11 +30,7 @@ def open_study(
     pruner: BasePruner | None,
     settings: dict[str, Any],
 ) -> optuna.Study:
-    """Return the study of that name, which is made if the storage has none.
-
-    Raises:
-        ValueError: The storage cannot be used, or the study is not one of ``tune`` with these settings.
-    """
+    """Return the study of that name, made if the storage has none; a ValueError if it was made with other settings."""
     try:
         study = optuna.create_study(
             storage=storage,
@@ -75,10 +71,7 @@ def shared_study(
 ) -> optuna.Study:
     """Have rank 0 of ``torch.distributed`` open and run a study of rows that are shared; return it on all ranks.
 
-    Args:
-        opened: Opens the study.
-        gather: Gathers the rows' statistics, in which every rank has a part; with them a rank can train alone.
-        run: Runs the study.
+    Every rank has a part in ``gather``, which gathers the rows' statistics; with them rank 0 can train alone.
     """
     studies: list[optuna.Study] = []
 
@@ -102,16 +95,14 @@ def shared_study(
 def _from_rank_0(make: Callable[[], Any]) -> Any:
     """Return on every rank what ``make`` returns on rank 0, the only one that calls it; an error there ends all."""
     message: list[Any] = [None, ""]
-    if torch.distributed.get_rank() == 0:
-        try:
+    try:
+        if torch.distributed.get_rank() == 0:
             message[0] = make()
-        except BaseException as error:
-            message[1] = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            torch.distributed.broadcast_object_list(message, src=0)
-        return message[0]
-    torch.distributed.broadcast_object_list(message, src=0)
+    except BaseException as error:
+        message[1] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        torch.distributed.broadcast_object_list(message, src=0)
     if message[1]:
         raise RuntimeError(f"tune: rank 0 stopped the study: {message[1]}")
     return message[0]

@@ -26,53 +26,24 @@ _ROWS_A_MODEL = 6
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """One trained model.
-
-    Attributes:
-        engine: The engine that ran.
-        reason: Why it was the one.
-        seconds_per_epoch: Its share of the time of the models trained with it.
-        loss: The training loss of the last epoch.
-        value: The objective after the last epoch.
-        losses: The training loss of every epoch.
-        values: The objective after every epoch.
-        diverged: The epoch, counted from 1, in which it diverged, or None.
-    """
+    """One trained model: its training losses, and the values of the objective, in the last epoch and in every one."""
 
     engine: str
     reason: str
-    seconds_per_epoch: float
+    seconds_per_epoch: float  # its share of the time of the models trained with it
     loss: float
     value: float
     losses: Tensor
     values: Tensor
-    diverged: int | None
+    diverged: int | None  # the epoch, counted from 1
 
 
 class Trainer:
-    """Trains a model of each of several parameters: what all trials of a study have in common.
+    """Trains a model of each of several parameters, of which ``optimizer`` holds what all have in common."""
 
-    Attributes:
-        epochs: Epochs of each trial.
-        most_models: How many models may be trained together.
-    """
-
-    def __init__(
-        self,
-        rows: Rows,
-        options: TrainingOptions,
-        initial: nn.Linear,
-        *,
-        optimizer: object,
-        momentum: object,
-        weight_decay: object,
-        optimizer_options: object,
-    ) -> None:
+    def __init__(self, rows: Rows, options: TrainingOptions, initial: nn.Linear, optimizer: Mapping[str, Any]) -> None:
         self.epochs = options.epochs
-        self._rows, self._training, self._initial = rows, options, initial
-        self._optimizer = optimizer
-        self._named = {"momentum": momentum, "weight_decay": weight_decay}
-        self._optimizer_options = optimizer_options
+        self._rows, self._training, self._initial, self._given = rows, options, initial, optimizer
         self._made: dict[tuple[tuple[str, Any], ...], Optimizer] = {}
         self._reference: dict[TrainingOptions, PlainLoop] = {}
         size = sum(parameter.numel() * parameter.element_size() for parameter in initial.parameters())
@@ -83,11 +54,11 @@ class Trainer:
         chosen = {name: value for name, value in parameters.items() if name not in ("lr", "batch_size")}
         key = tuple(chosen.items())
         if key not in self._made:
-            named = {name: chosen.pop(name, value) for name, value in self._named.items()}
-            options = self._optimizer_options
+            momentum, weight_decay = (chosen.pop(name, self._given[name]) for name in ("momentum", "weight_decay"))
+            options = self._given["optimizer_options"]
             if chosen:
                 options = {**(options if isinstance(options, Mapping) else {}), **chosen}
-            made = parse_optimizer("tune", self._optimizer, named["momentum"], named["weight_decay"], options)
+            made = parse_optimizer("tune", self._given["optimizer"], momentum, weight_decay, options)
             made.check(list(self._initial.parameters()), parameters.get("lr", baseline.LR))
             self._made[key] = made
         return self._made[key]
@@ -148,8 +119,6 @@ class Trainer:
     def reference(self, parameters: Mapping[str, Any]) -> PlainLoop | None:
         """Return what an epoch of the plain loop takes, measured on a few at the first call for a batch size."""
         rows, options = self._rows.in_memory, self._options(parameters)
-        if rows is None:
-            return None
-        if options not in self._reference:
+        if rows is not None and options not in self._reference:
             self._reference[options] = time_plain_loop(rows, options, self._initial, self.optimizer(parameters))
-        return self._reference[options]
+        return self._reference.get(options)

@@ -26,7 +26,10 @@ _logger = optuna.logging.get_logger("optuna.torchintro")
 
 
 class Trials:
-    """Asks a study for trials, trains them and records what came of them."""
+    """Asks a study for trials, trains them and records what came of them.
+
+    ``lr`` and ``others`` are what is searched, ``seed`` is that of :class:`BatchSampler` for the first batch.
+    """
 
     def __init__(
         self,
@@ -40,26 +43,9 @@ class Trials:
         benchmark: bool,
         progress: bool | Callable[[optuna.Study, FrozenTrial], None],
     ) -> None:
-        """Make it.
-
-        Args:
-            study: The study.
-            trainer: Trains its trials.
-            lr: The distribution of the learning rate.
-            others: Those of the other parameters.
-            prunes: Whether the pruner is asked.
-            seed: As for :class:`BatchSampler`, for the first batch.
-            benchmark: As for tune.
-            progress: As for tune.
-        """
-        self._study = study
-        self._trainer = trainer
-        self._lr = lr
+        self._study, self._trainer, self._lr = study, trainer, lr
         self._space: Space = {**others, "lr": lr}  # what BatchSampler says of the order
-        self._prunes = prunes
-        self._seed = seed
-        self._benchmark = benchmark
-        self._progress = progress
+        self._prunes, self._seed, self._benchmark, self._progress = prunes, seed, benchmark, progress
         self._refused = 0
         self._reasons: dict[str, str] = {}
 
@@ -136,14 +122,11 @@ class Trials:
                     pruned, epochs = True, epoch + 1
                     break
         diverged = outcome.diverged is not None and not pruned
-        attributes: dict[str, Any] = {
-            "engine": outcome.engine,
-            "epochs": epochs,
-            "seconds_per_epoch": outcome.seconds_per_epoch,
-            "train_loss": math.inf if diverged else outcome.loss,
-        }
+        loss = math.inf if diverged else outcome.loss
         if pruned:
-            attributes["train_loss"] = outcome.losses[epochs - 1].item()
+            loss = outcome.losses[epochs - 1].item()
+        attributes: dict[str, Any] = {"engine": outcome.engine, "epochs": epochs}
+        attributes |= {"seconds_per_epoch": outcome.seconds_per_epoch, "train_loss": loss}
         if diverged:
             attributes |= {"diverged": True, "diverged_epoch": outcome.diverged}
         if self._benchmark and (plain := self._trainer.reference(parameters)) is not None:
@@ -170,13 +153,10 @@ class Trials:
         if told.state == TrialState.PRUNED:
             _logger.info(f"Trial {told.number} pruned.")
         elif told.state == TrialState.FAIL:
-            _logger.warning(
-                f"Trial {told.number} failed with parameters: {told.params} because of the following error: "
-                f"{told.user_attrs['refused']}."
-            )
+            reason = told.user_attrs["refused"]
+            failed = f"Trial {told.number} failed with parameters: {told.params}"
+            _logger.warning(f"{failed} because of the following error: {reason}.")
         else:
             best = self._study.best_trial
-            _logger.info(
-                f"Trial {told.number} finished with value: {told.value} and parameters: {told.params}. "
-                f"Best is trial {best.number} with value: {best.value}."
-            )
+            ended = f"Trial {told.number} finished with value: {told.value} and parameters: {told.params}."
+            _logger.info(f"{ended} Best is trial {best.number} with value: {best.value}.")

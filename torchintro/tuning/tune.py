@@ -142,7 +142,12 @@ def tune(  # noqa: PLR0913 (a public function)
         trials_per_batch = _checks.positive_integer("tune", "trials_per_batch", trials_per_batch)
     training = check_options("tune", epochs=epochs, batch_size=batch_size, engine=engine, seed=seed)
     epochs, batch_size, seed = training.epochs, training.batch_size, training.seed
-    _check_objects(sampler, pruner, progress)
+    if sampler is not None and not isinstance(sampler, optuna.samplers.BaseSampler):
+        raise TypeError(f"tune: sampler must be an Optuna sampler or None, but got {type(sampler).__name__}")
+    if pruner is not None and not isinstance(pruner, optuna.pruners.BasePruner):
+        raise TypeError(f"tune: pruner must be an Optuna pruner or None, but got {type(pruner).__name__}")
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"tune: progress must be True, False or a callable, but got {progress!r}")
     rates = learning_rates(lr)
     given = {
         **(optimizer_options if isinstance(optimizer_options, Mapping) else {}),
@@ -159,7 +164,7 @@ def tune(  # noqa: PLR0913 (a public function)
         "weight_decay": weight_decay,
         "optimizer_options": optimizer_options,
     }
-    trainer = Trainer(rows, training, initial, **options)
+    trainer = Trainer(rows, training, initial, options)
     if others:
         check_values(others, trainer.refusal)
     else:
@@ -217,12 +222,3 @@ def best_lr(study: optuna.Study) -> float | None:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     best = min(complete, key=lambda trial: trial.values[0], default=None)
     return float(best.params["lr"]) if best is not None and math.isfinite(best.values[0]) else None
-
-
-def _check_objects(sampler: object, pruner: object, progress: object) -> None:
-    if sampler is not None and not isinstance(sampler, optuna.samplers.BaseSampler):
-        raise TypeError(f"tune: sampler must be an Optuna sampler or None, but got {type(sampler).__name__}")
-    if pruner is not None and not isinstance(pruner, optuna.pruners.BasePruner):
-        raise TypeError(f"tune: pruner must be an Optuna pruner or None, but got {type(pruner).__name__}")
-    if not isinstance(progress, bool) and not callable(progress):
-        raise TypeError(f"tune: progress must be True, False or a callable, but got {progress!r}")
