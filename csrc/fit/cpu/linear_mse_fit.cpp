@@ -5,9 +5,9 @@
 // Bytes an epoch: X and the target once, as long as a block's part of X and the models' weights stay in the second-level
 // cache. Operations: 4 N D O K.
 #include "cpu/call.h"
-#include "fit/decomposed.h"
 #include "fit/cpu/models.h"
 #include "fit/cpu/team.h"
+#include "fit/decomposed.h"
 
 #include <torch/library.h>
 
