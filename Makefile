@@ -65,7 +65,7 @@ demo: $(INSTALLED) ## Set up, build and run the introduction's six steps on real
 	$(BIN)/torchintro demo
 
 test: $(INSTALLED) ## Set up, build and run the test suite
-	@echo "Running the tests (about 8 minutes on two slow cores)"
+	@echo "Running the tests (about 12 minutes on two slow cores)"
 	$(BIN)/pytest $(PYTEST_PROCESSES)
 
 sanitize: ## Fuzz the kernels alone, CUDA's on an emulated GPU, under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
