@@ -173,7 +173,7 @@ $(CUDA_INSTALLED): $(CUDA_ENVIRONMENT) $(SOURCES) $(shell find torchintro -name 
 	touch "$@"
 
 cuda-build: $(CUDA_INSTALLED) ## Build with CUDA, no GPU needed, for one architecture or CUDA_ARCHITECTURES=all; test the oldest torch
-	@echo "Running the tests of the build and of the oldest torch (about 3 minutes on two slow cores)"
+	@echo "Running the tests of the build and of the oldest torch (about 5 minutes on two slow cores)"
 	$(CUDA_PYTEST) $(CURDIR)/tests/cuda/test_cuda_build.py -rs
 	$(CUDA_PYTEST) $(PYTEST_PROCESSES) $(addprefix $(CURDIR)/tests/,$(OLDEST_TORCH_TESTS)) -m "not slow"
 

@@ -6,9 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from torchintro import fit
-from torchintro.nn import Standardize
-from torchintro.saving import load_model, save_model
+from torchintro import Standardize, fit, load_model, save_model
 
 torch.manual_seed(0)
 area = 40 + 120 * torch.rand(300, 1)

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 import torch.distributed
 
-from torchintro import fit, open_table
-from torchintro.nn import initial_linear
+from torchintro import fit, initial_linear, open_table
 
 
 def write_table(folder: Path) -> None:

@@ -3,9 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from torchintro import evaluate, fit, tune
-from torchintro.data.datasets import split, synthetic
-from torchintro.nn import initial_linear
+from torchintro import evaluate, fit, initial_linear, split, synthetic, tune
 
 train, test = split(synthetic(200, seed=0), 0.2, seed=0)
 
